@@ -1,0 +1,189 @@
+"""Orbax checkpoints: saved in the background, verified by checksum, the latest and the best kept.
+
+A checkpoint is a folder named by its step that holds two items, `weights` (params and batch_stats: what
+evaluation reads) and `rest` (optimiser state, step, metrics of the epoch under way), and `meta`, their
+checksums, because orbax restores flipped bytes without a word.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from jaxresnet.errors import UserError
+from jaxresnet.step import TrainState, Variables
+
+LATEST_KEPT = 2
+"""Two, so that a damaged newest checkpoint leaves one to go on from."""
+
+
+class DamagedCheckpointError(UserError):
+    """A checkpoint that cannot be read back as it was saved."""
+
+
+def _checksum(tree: Any) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of all leaves."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(tree)):
+        digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}\n".encode())
+        digest.update(np.ascontiguousarray(leaf))
+    return digest.hexdigest()
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+    rest = {"opt_state": state.opt_state, "step": state.step, "metrics": state.metrics}
+    return {"weights": state.variables, "rest": rest}
+
+
+def _accuracy(metrics: Any) -> float:
+    """What the best checkpoint is best in; a value that is not finite loses to every other."""
+    value = metrics["accuracy"] if metrics else math.nan
+    return value if math.isfinite(value) else -1.0
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    `read_only` opens them without touching the folder, for evaluation beside a run.
+    """
+
+    def __init__(self, directory: Path, *, read_only: bool = False):
+        self._directory = directory.absolute()  # a relative path fails only at the first save
+        policy = checkpoint_managers.AnyPreservationPolicy(
+            [
+                checkpoint_managers.LatestN(LATEST_KEPT),
+                # A save in the middle of an epoch has no metrics; it must not be kept for ever.
+                checkpoint_managers.BestN(
+                    get_metric_fn=_accuracy, n=1, keep_checkpoints_without_metrics=False
+                ),
+            ]
+        )
+        options = ocp.CheckpointManagerOptions(
+            best_fn=_accuracy,
+            preservation_policy=None if read_only else policy,
+            read_only=read_only,
+            create=not read_only,
+            cleanup_tmp_directories=not read_only,
+        )
+        self._manager = ocp.CheckpointManager(
+            self._directory, options=options, item_names=("weights", "rest", "meta")
+        )
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def best_step(self) -> int | None:
+        """Step of the most accurate checkpoint, None if none was evaluated."""
+        return self._manager.best_step()
+
+    def accuracy(self, step: int) -> float | None:
+        """The accuracy with which `step` was saved; None if it was not evaluated."""
+        metrics = self._manager.metrics(step)
+        return metrics["accuracy"] if metrics else None
+
+    def save(self, state: TrainState, accuracy: float | None = None) -> None:
+        """Save in the background; a checkpoint of the same step, saved before its evaluation, is replaced.
+
+        Raises UserError if this save or the one before it fails.
+        """
+        step = int(state.step)
+        items = _items(state)
+        meta = {"checksums": {name: _checksum(tree) for name, tree in items.items()}}
+
+        def save() -> None:
+            if step in self._manager.all_steps():  # orbax would leave it and return False
+                self._manager.delete(step)
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
+                    meta=ocp.args.JsonSave(meta),
+                ),
+                metrics=None if accuracy is None else {"accuracy": accuracy},
+            )
+
+        self._reporting(save)
+
+    def wait(self) -> None:
+        """Wait for the save in the background. Raises UserError if it failed."""
+        self._reporting(self._manager.wait_until_finished)
+
+    def _reporting(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception as error:  # orbax and tensorstore raise many types; all mean that nothing was saved
+            reason = " ".join(str(error).split())[:300]
+            kept = ", ".join(map(str, self.steps())) or "none"
+            raise UserError(
+                f"cannot save a checkpoint in {self._directory}: {reason}; earlier checkpoints are intact "
+                f"(steps: {kept}): make space there, then run the same command again"
+            ) from error
+
+    def close(self) -> None:
+        """Wait for the save in the background and let go of the folder."""
+        self._manager.close()
+
+    def _restore(self, step: int, templates: dict[str, Any]) -> dict[str, Any]:
+        """Read the items named in `templates`, verified. Raises DamagedCheckpointError."""
+        name = f"checkpoint {step} in {self._directory}"
+        try:
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    **{item: ocp.args.StandardRestore(tree) for item, tree in templates.items()},
+                    meta=ocp.args.JsonRestore(),
+                ),
+            )
+            expected = restored["meta"]["checksums"]
+        except Exception as error:  # a missing or truncated file surfaces as any of a dozen types
+            reason = " ".join(str(error).split())[:300]
+            raise DamagedCheckpointError(f"{name} is damaged: {reason}") from error
+        for item in templates:
+            found = _checksum(restored[item])
+            if found != expected[item]:
+                raise DamagedCheckpointError(
+                    f"{name} is damaged: expected its {item} with SHA-256 {expected[item][:12]}, "
+                    f"found {found[:12]}"
+                )
+        return {item: restored[item] for item in templates}
+
+    def restore(self, step: int, template: TrainState) -> TrainState:
+        """The state of `step`.
+
+        `template` holds a jax.ShapeDtypeStruct with a sharding in place of each array. Raises
+        DamagedCheckpointError if the checkpoint does not read back as it was saved.
+        """
+        restored = self._restore(step, _items(template))
+        return TrainState(**restored["weights"], **restored["rest"])
+
+    def restore_latest(self, template: TrainState, report: Callable[[str], None]) -> TrainState | None:
+        """The newest intact state, or None if there is none.
+
+        Damaged checkpoints newer than it are told to `report` and deleted, so that training can save
+        their steps again.
+        """
+        damaged = []
+        for step in reversed(self.steps()):
+            try:
+                state = self.restore(step, template)
+            except DamagedCheckpointError as error:
+                report(f"{error}; going back to the one before it")
+                damaged.append(step)
+                continue
+            break
+        else:
+            state = None
+        for step in damaged:
+            self._manager.delete(step)
+        return state
+
+    def restore_variables(self, step: int, template: Variables) -> Variables:
+        """The weights of `step`, as `restore` would give them."""
+        return self._restore(step, {"weights": template})["weights"]

@@ -1,0 +1,84 @@
+"""Evaluate a trained network on the test split: `python -m jaxresnet.evaluate --workdir runs/digits`.
+
+Prints accuracy, loss and a table by class, and writes them with the confusion matrix to evaluation.json
+(evaluation_best.json, evaluation_STEP.json) in the workdir. Nothing else there is touched.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxresnet.config import ArgumentParser
+from jaxresnet.errors import UserError, run_command
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the command with the arguments `argv`."""
+    parser = ArgumentParser(prog="python -m jaxresnet.evaluate", description=__doc__)
+    parser.add_argument("--workdir", type=Path, metavar="DIR", required=True, help="folder of the run")
+    parser.add_argument(
+        "--checkpoint",
+        default="latest",
+        metavar="latest|best|STEP",
+        help="which checkpoint; best is the most accurate on the split evaluated in training (default: latest)",
+    )
+    parser.add_argument(
+        "--batch-size", type=int, metavar="INT", help="images at a time; no result depends on it"
+    )
+    parser.add_argument(
+        "--device",
+        choices=["auto", "cpu", "cuda"],
+        default="auto",
+        help="auto takes a GPU if there is one; cuda fails without one (default: auto)",
+    )
+    args = parser.parse(argv)
+    if args.batch_size is not None and args.batch_size < 1:
+        raise UserError(f"--batch-size: expected at least 1, found {args.batch_size}", 2)
+
+    # Here, so that --help and a wrong flag are answered at once.
+    from jaxresnet.data import load_split
+    from jaxresnet.inference import evaluate, evaluation_record, jit_eval_step, load_run
+    from jaxresnet.runtime import quiet_libraries, start_devices, use_compilation_cache
+    from jaxresnet.workdir import Workdir, write_json
+
+    quiet_libraries()
+    workdir = Workdir(args.workdir)
+    config = workdir.require_config()
+    mesh = start_devices(args.device, config.cpu_devices)
+    use_compilation_cache()
+    run = load_run(args.workdir, mesh, args.checkpoint)
+    metrics = evaluate(
+        jit_eval_step(config, mesh),
+        run.variables,
+        load_split(config.data, "test"),
+        args.batch_size or config.batch_size,
+        mesh,
+    )
+    record = evaluation_record(config, metrics, run.checkpoint, run.step, run.selected_on)
+    print(as_text(record))
+    path = workdir.evaluation_path(args.checkpoint)
+    try:
+        write_json(path, record)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
+    print(f"written to {path}")
+
+
+def as_text(record: dict[str, Any]) -> str:
+    """The evaluation as lines for a person, accuracies in percent."""
+    selection = f", chosen on the {record['selected_on']} split" if record["selected_on"] else ""
+    width = max(len(name) for name in record["per_class_accuracy"])
+    lines = [
+        f"checkpoint {record['checkpoint']} (step {record['step']:,}{selection})",
+        f"{record['split']} accuracy {record['accuracy']:.2%}, loss {record['loss']:.4f}, "
+        f"{record['examples']:,} images",
+    ]
+    lines += [
+        f"  {name:{width}} {'-' if accuracy is None else f'{accuracy:.2%}':>8}"
+        for name, accuracy in record["per_class_accuracy"].items()
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_command(main)

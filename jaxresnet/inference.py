@@ -1,0 +1,140 @@
+"""Trained networks: load one from its workdir, predict with it, evaluate it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from jaxresnet.batch import Batch
+from jaxresnet.checkpoint import Checkpoints
+from jaxresnet.config import Config
+from jaxresnet.data import Split, evaluation_batches
+from jaxresnet.errors import UserError
+from jaxresnet.metrics import Metrics
+from jaxresnet.runtime import replicated, shard_batch
+from jaxresnet.step import TrainState, Variables, make_eval_step, make_init, make_predict
+from jaxresnet.workdir import Workdir
+
+EvalStep = Callable[[Variables, Metrics, Batch], Metrics]
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A checkpoint of a run, ready to predict.
+
+    `predict(variables, images)` maps uint8 [B, H, W, C] to float32 logits [B, classes]; it is pure and not
+    jitted. `selected_on` names the split that chose the checkpoint among others: None for all but the best.
+    """
+
+    config: Config
+    variables: Variables
+    class_names: tuple[str, ...]
+    predict: Callable[[Variables, jax.Array], jax.Array]
+    checkpoint: str
+    step: int
+    selected_on: str | None
+
+
+def state_template(config: Config, mesh: Mesh) -> TrainState:
+    """The train state with a jax.ShapeDtypeStruct in place of each array; computes nothing."""
+    sharding = replicated(mesh)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        jax.eval_shape(make_init(config)),
+    )
+
+
+def load_run(workdir: Path, mesh: Mesh, checkpoint: str = "latest") -> TrainedRun:
+    """Load the checkpoint "latest", "best" or of a step's number from a training run's folder.
+
+    The folder is only read. Raises UserError if the run or the checkpoint does not exist or is damaged.
+    """
+    run = Workdir(workdir)
+    config = run.require_config()
+    missing = UserError(f"no checkpoint in {workdir} yet: it appears after the run's first epoch")
+    if not run.checkpoints.is_dir():
+        raise missing
+    checkpoints = Checkpoints(run.checkpoints, read_only=True)
+    steps = checkpoints.steps()
+    if not steps:
+        raise missing
+    if checkpoint == "latest":
+        step = steps[-1]
+    elif checkpoint == "best":
+        best = checkpoints.best_step()
+        if best is None:
+            raise UserError(f"no checkpoint in {workdir} was evaluated: use --checkpoint latest")
+        step = best
+    else:
+        step = int(checkpoint) if checkpoint.isdecimal() else -1
+        if step not in steps:
+            raise UserError(
+                f"no checkpoint {checkpoint} in {workdir}: expected latest, best, or one of the steps "
+                + ", ".join(map(str, steps))
+            )
+    variables = checkpoints.restore_variables(step, state_template(config, mesh).variables)
+    checkpoints.close()
+    return TrainedRun(
+        config=config,
+        variables=variables,
+        class_names=config.dataset.class_names,
+        predict=make_predict(config),
+        checkpoint=checkpoint,
+        step=step,
+        selected_on=config.evaluation.split if checkpoint == "best" else None,
+    )
+
+
+def jit_eval_step(config: Config, mesh: Mesh) -> EvalStep:
+    """The jitted evaluation step, whose sums come back whole on every device."""
+    return jax.jit(make_eval_step(config), out_shardings=replicated(mesh))
+
+
+def evaluate(
+    eval_step: EvalStep,
+    variables: Variables,
+    split: Split,
+    batch_size: int,
+    mesh: Mesh,
+    stop: Callable[[], bool] = lambda: False,
+) -> Metrics | None:
+    """Sums over every example of `split`, each counted once; None if `stop()` came true on the way.
+
+    `batch_size` is rounded up to a multiple of the devices.
+    """
+    devices = mesh.devices.size
+    batch_size = -(-batch_size // devices) * devices
+    classes = variables["params"]["head"]["bias"].shape[0]
+    metrics = jax.device_put(Metrics.empty(classes), replicated(mesh))
+    previous = metrics
+    for batch in evaluation_batches(split, batch_size):
+        if stop():
+            return None
+        # One step may run while the next batch is made ready, no more: `stop` is to be heard in time.
+        jax.block_until_ready(previous)
+        previous, metrics = metrics, eval_step(variables, metrics, shard_batch(mesh, batch))
+    return jax.device_get(metrics)
+
+
+def evaluation_record(
+    config: Config, metrics: Metrics, checkpoint: str, step: int, selected_on: str | None
+) -> dict[str, Any]:
+    """The content of evaluation.json for sums over the test split.
+
+    Accuracies are fractions, the confusion matrix's rows are true classes.
+    """
+    names = config.dataset.class_names
+    return {
+        "checkpoint": checkpoint,
+        "step": step,
+        "split": "test",
+        "selected_on": selected_on,
+        "examples": metrics.count,
+        "loss": metrics.loss,
+        "accuracy": metrics.accuracy,
+        "per_class_accuracy": dict(zip(names, metrics.per_class_accuracy, strict=True)),
+        "confusion_matrix": metrics.confusion.tolist(),
+    }

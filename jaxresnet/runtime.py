@@ -1,0 +1,211 @@
+"""The process around a run: environment variables, devices, compilation cache, signals, what to record."""
+
+import datetime
+import importlib.metadata
+import logging
+import os
+import platform
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any, Self, TypeVar
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxresnet.batch import Batch
+from jaxresnet.errors import Interrupted, UserError
+
+T = TypeVar("T")
+
+RECORDED_PACKAGES = (
+    "jaxresnet", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "chex", "numpy", "tensorflow-datasets",
+    "tensorflow-cpu", "tensorflow", "scikit-learn", "jax-cuda12-plugin", "jax-cuda13-plugin",
+)  # fmt: skip
+
+
+def quiet_libraries() -> None:
+    """Silence notices that no user can act on. To be called before TensorFlow is imported.
+
+    Environment variables that the user has set win.
+    """
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax's, about its own options
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # its start-up notices
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # no notice, and the same results on every CPU
+
+
+def start_devices(device: str, cpu_devices: int) -> Mesh:
+    """Start JAX's backend and lay all its local devices on a mesh with the one axis "data".
+
+    `device` is "auto" (JAX's choice), "cpu" or "cuda". A CPU is divided into `cpu_devices` virtual devices,
+    unless XLA_FLAGS says otherwise or the backend has started before. Raises UserError if there is no such
+    device.
+    """
+    if device != "auto":
+        jax.config.update("jax_platforms", device)
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        try:
+            jax.config.update("jax_num_cpu_devices", cpu_devices)
+        except RuntimeError:
+            pass  # the backend has started
+    try:
+        devices = jax.local_devices()
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"no {device} device: {reason}; install a CUDA extra (README) on a machine with an NVIDIA GPU, "
+            "or use --device cpu"
+        ) from None
+    # Auto, because the default of explicit axes does not trace a linen train step on jax 0.12.
+    return jax.make_mesh((len(devices),), ("data",), devices=devices, axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of what every device holds whole: the train state."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def shard_batch(mesh: Mesh, batch: Batch) -> Batch:
+    """Start a NumPy batch on its way to the devices, each of which gets an equal part of the examples."""
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    return Batch(*(jax.make_array_from_process_local_data(sharding, array) for array in batch))
+
+
+def check_batch_size(batch_size: int, devices: int) -> None:
+    """Raise UserError (exit code 2) if the batch does not divide evenly among the devices."""
+    if batch_size % devices:
+        below = batch_size // devices * devices
+        nearest = f"{below} and {below + devices}" if below else f"{devices}"
+        raise UserError(
+            f"batch_size: expected a multiple of the {devices} devices, found {batch_size}; "
+            f"the nearest is {nearest} (--cpu-devices 1 takes any on a CPU)",
+            2,
+        )
+
+
+def use_compilation_cache() -> None:
+    """Keep compiled programs between runs: in $JAX_COMPILATION_CACHE_DIR, else in the user's cache folder."""
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return  # JAX reads it itself
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jaxresnet" / "compilation"
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        writable = os.access(cache, os.W_OK)
+    except OSError:
+        writable = False
+    if writable:
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+    else:
+        print(f"note: no compilation cache, because {cache} is not writable", file=sys.stderr)
+
+
+class StopSignal:
+    """Notes the first SIGINT or SIGTERM, and lets a second one end the process at once.
+
+    A context manager; `number` is the signal's number, or None.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        self.number = number
+        for each in self._previous:
+            signal.signal(each, signal.SIG_DFL)
+
+    def run(self, function: Callable[[], T], doing: str) -> T:
+        """`function()`, in a thread, so that a signal is noticed during minutes inside a library.
+
+        Raises Interrupted at the first signal, leaving the thread to itself.
+        """
+        outcome: list[Any] = []
+
+        def target() -> None:
+            try:
+                outcome.append((True, function()))
+            except BaseException as error:
+                outcome.append((False, error))
+
+        thread = threading.Thread(target=target, daemon=True, name=doing)
+        thread.start()
+        while thread.is_alive():
+            thread.join(0.05)
+            if self.number is not None:
+                raise Interrupted(
+                    f"interrupted while {doing}: nothing new to save; run the same command again to go on",
+                    self.number,
+                )
+        succeeded, value = outcome[0]
+        if not succeeded:
+            raise value
+        return value
+
+
+def describe_environment(mesh: Mesh, precision: str, argv: list[str]) -> dict[str, Any]:
+    """What a start of a run is to be remembered by, as JSON values."""
+    devices = list(mesh.devices.flat)
+    gpu = devices[0].platform == "gpu"
+    versions = {"python": platform.python_version()}
+    for name in RECORDED_PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(argv),
+        "versions": versions,
+        "git": _git(),
+        "backend": devices[0].platform,
+        "devices": [device.device_kind for device in devices],
+        "precision": precision,
+        "driver": _output("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
+        if gpu
+        else None,
+        "xla_flags": os.environ.get("XLA_FLAGS"),
+        "platform": platform.platform(),
+        "cpu": _cpu_model(),
+        "cpu_cores": os.cpu_count(),
+    }
+
+
+def _git() -> dict[str, Any] | None:
+    """The commit that the package's source is checked out at; None where it is installed otherwise."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    commit = _output("git", "-C", str(root), "rev-parse", "HEAD")
+    status = _output("git", "-C", str(root), "status", "--porcelain")
+    return {"commit": commit, "dirty": bool(status)} if commit else None
+
+
+def _output(*command: str) -> str | None:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

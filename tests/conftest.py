@@ -1,0 +1,57 @@
+"""Suite-wide switches, and the fixtures that several test modules share."""
+
+import os
+
+# Before JAX and TensorFlow are imported: four virtual devices in every test.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh
+
+from jaxresnet.config import Config
+from jaxresnet.data import Split
+from jaxresnet.runtime import quiet_libraries, use_compilation_cache
+
+quiet_libraries()
+use_compilation_cache()
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def tiny_config() -> Config:
+    """A network with one block of each kind, on the digits."""
+    return Config.model_validate(
+        {
+            "epochs": 2,
+            "batch_size": 8,
+            "model": {
+                "stem_kernel": 3,
+                "stem_channels": 4,
+                "stage_blocks": (1, 1),
+                "stage_channels": (4, 6),
+                "stage_strides": (1, 2),
+                "dropout_rate": 0.1,
+            },
+            "data": {"name": "digits"},
+            "augment": {"horizontal_flip": False},
+            "optimizer": {"schedule_epochs": 0},
+        }
+    )
+
+
+@pytest.fixture
+def random_split() -> Split:
+    """Twenty random images, two of each class."""
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
+    return Split(images, np.arange(20, dtype=np.int32) % 10)
+
+
+def mesh_of(devices: int) -> Mesh:
+    """A mesh of the first `devices` virtual devices."""
+    return jax.make_mesh(
+        (devices,), ("data",), devices=jax.devices()[:devices], axis_types=(AxisType.Auto,)
+    )

@@ -65,9 +65,7 @@ PositiveInt = Annotated[int, Field(ge=1)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class ModelConfig(_Section):
@@ -176,9 +174,7 @@ class Config(_Section):
     def _check_fields_together(self) -> "Config":
         model, info = self.model, DATASETS[self.data.name]
         size = info.image_shape[0]
-        lengths = {
-            len(stage) for stage in (model.stage_blocks, model.stage_channels, model.stage_strides)
-        }
+        lengths = {len(stage) for stage in (model.stage_blocks, model.stage_channels, model.stage_strides)}
         total_stride = math.prod(model.stage_strides)
         examples = self.train_examples
         problems = []
@@ -216,9 +212,7 @@ class Config(_Section):
                 f"(2^31 - 1 steps), found {self.epochs}"
             )
         if self.evaluation.split == "validation" and not self.data.validation_examples:
-            problems.append(
-                'evaluation.split: "validation" needs data.validation_examples > 0, found 0'
-            )
+            problems.append('evaluation.split: "validation" needs data.validation_examples > 0, found 0')
         if problems:
             raise ValueError("\n".join(problems))
         return self

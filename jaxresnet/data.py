@@ -86,8 +86,7 @@ def _load_cifar10(directory: str, split: str) -> Split:
     root = Path(directory or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
     if not list(root.glob("cifar10/*/dataset_info.json")):
         print(
-            f"CIFAR-10 is not in {root}: downloading 162 MiB from {CIFAR10_URL} "
-            f"and preparing 133 MiB there",
+            f"CIFAR-10 is not in {root}: downloading 162 MiB from {CIFAR10_URL} and preparing 133 MiB there",
             flush=True,
         )
         _require_network(root)
@@ -133,7 +132,7 @@ def _require_network(root: Path) -> None:
         )
 
 
-def _tensorflow():  # noqa: ANN202 - a module
+def _tensorflow():
     """TensorFlow, kept off the GPU, which is JAX's."""
     import tensorflow as tf
 

@@ -329,7 +329,9 @@ class Session:
         """The error that ends a run which has gone wrong."""
         self.checkpoints.wait()
         steps = self.checkpoints.steps()
-        kept = f"the last good checkpoint is step {steps[-1]:,}" if steps else "no checkpoint was saved before"
+        kept = (
+            f"the last good checkpoint is step {steps[-1]:,}" if steps else "no checkpoint was saved before"
+        )
         rate = self.config.optimizer.learning_rate
         return UserError(
             f"{what} is not finite: expected a number; most likely optimizer.learning_rate {rate:g} is too high "

@@ -78,6 +78,4 @@ class Metrics:
     def per_class_accuracy(self) -> list[float | None]:
         """Share of each true class's examples classified correctly; None for a class without examples."""
         totals = self.confusion.sum(axis=1)
-        return [
-            int(self.confusion[c, c]) / int(total) if total else None for c, total in enumerate(totals)
-        ]
+        return [int(self.confusion[c, c]) / int(total) if total else None for c, total in enumerate(totals)]

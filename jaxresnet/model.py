@@ -192,7 +192,9 @@ def describe(config: Config) -> list[LayerInfo]:
 
     def record(next_call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
         output = next_call(*args, **kwargs)
-        if context.method_name == "__call__" and isinstance(context.module, nn.Conv | nn.Dense | nn.BatchNorm):
+        if context.method_name == "__call__" and isinstance(
+            context.module, nn.Conv | nn.Dense | nn.BatchNorm
+        ):
             calls.append((context.module.clone(), context.module.path, output.shape[1:]))
         return output
 

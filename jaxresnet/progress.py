@@ -67,7 +67,13 @@ class Reporter:
         return time.monotonic() >= self._due
 
     def step(
-        self, epoch: int, step: int, loss: float, accuracy: float, images_per_second: float, seconds_left: float
+        self,
+        epoch: int,
+        step: int,
+        loss: float,
+        accuracy: float,
+        images_per_second: float,
+        seconds_left: float,
     ) -> None:
         """Show the epoch's running loss and accuracy (0 to 1) after `step` steps."""
         self._due = time.monotonic() + self._interval

@@ -7,12 +7,11 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 
 import jax
-import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh
 
-from jaxresnet.config import Config
-from jaxresnet.data import Split
+from jaxresnet.config import Config, DataConfig
+from jaxresnet.data import Split, load_split
 from jaxresnet.runtime import quiet_libraries, use_compilation_cache
 
 quiet_libraries()
@@ -42,16 +41,13 @@ def tiny_config() -> Config:
     )
 
 
-@pytest.fixture
-def random_split() -> Split:
-    """Twenty random images, two of each class."""
-    generator = np.random.default_rng(0)
-    images = generator.integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
-    return Split(images, np.arange(20, dtype=np.int32) % 10)
+@pytest.fixture(scope="session")
+def digits() -> Split:
+    """The first twenty training digits, two of each class."""
+    split = load_split(DataConfig(name="digits"), "train")
+    return Split(split.images[:20], split.labels[:20])
 
 
 def mesh_of(devices: int) -> Mesh:
     """A mesh of the first `devices` virtual devices."""
-    return jax.make_mesh(
-        (devices,), ("data",), devices=jax.devices()[:devices], axis_types=(AxisType.Auto,)
-    )
+    return jax.make_mesh((devices,), ("data",), devices=jax.devices()[:devices], axis_types=(AxisType.Auto,))

@@ -65,7 +65,9 @@ def test_round_trip_through_toml(tmp_path: Path):
 
 def test_flags_lie_over_the_file(tmp_path: Path):
     path = write(tmp_path, "epochs = 3\nseed = 4\n[optimizer]\ndecoupled = false\n")
-    config = from_flags("--config", str(path), "--epochs=5", "--optimizer.decoupled", "--model.dropout_rate", "0")
+    config = from_flags(
+        "--config", str(path), "--epochs=5", "--optimizer.decoupled", "--model.dropout_rate", "0"
+    )
     assert (config.epochs, config.seed, config.optimizer.decoupled) == (5, 4, True)
     assert config.model.dropout_rate == 0
 
@@ -135,10 +137,16 @@ def test_unreadable_files(tmp_path: Path):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--epochs", "abc"], "epochs: expected a valid integer, unable to parse string as an integer, found 'abc'"),
+        (
+            ["--epochs", "abc"],
+            "epochs: expected a valid integer, unable to parse string as an integer, found 'abc'",
+        ),
         (["--epochs", "0"], "epochs: expected greater than or equal to 1, found '0'"),
         (["--epoch", "3"], "unknown argument --epoch; did you mean --epochs?"),
-        (["--optimizer.learning-rate", "nan"], "optimizer.learning_rate: expected a finite number, found 'nan'"),
+        (
+            ["--optimizer.learning-rate", "nan"],
+            "optimizer.learning_rate: expected a finite number, found 'nan'",
+        ),
         (["--optimizer.momentum", "1"], "optimizer.momentum: expected less than 1, found '1'"),
         (["--epochs"], "argument --epochs: expected one argument"),
         (["--evaluation.split", "train"], "expected 'test', 'validation' or 'none', found 'train'"),

@@ -128,7 +128,9 @@ def test_batch_norm_statistics_move_by_a_tenth(tiny_config: Config):
 
 
 def test_pytorch_initialisation_is_uniform_within_the_bound():
-    config = Config.model_validate({"model": {"stage_blocks": (1,), "stage_channels": (64,), "stage_strides": (1,)}})
+    config = Config.model_validate(
+        {"model": {"stage_blocks": (1,), "stage_channels": (64,), "stage_strides": (1,)}}
+    )
     params = jax.jit(make_init(config))().params
     for layer, fan_in in [("stem_conv", 7 * 7 * 3), ("head", 64)]:
         bound = fan_in**-0.5
@@ -141,7 +143,14 @@ def test_pytorch_initialisation_is_uniform_within_the_bound():
 
 def test_he_normal_initialisation():
     config = Config.model_validate(
-        {"model": {"initializer": "he_normal", "stage_blocks": (1,), "stage_channels": (64,), "stage_strides": (1,)}}
+        {
+            "model": {
+                "initializer": "he_normal",
+                "stage_blocks": (1,),
+                "stage_channels": (64,),
+                "stage_strides": (1,),
+            }
+        }
     )
     params = jax.jit(make_init(config))().params
     kernel = np.asarray(params["stage0_block0"]["conv1"]["kernel"])
@@ -175,7 +184,9 @@ def test_dropout_drops_only_in_training(tiny_config: Config):
     one, two = (model.apply(variables, images, train=False) for _ in range(2))
     np.testing.assert_array_equal(one, two)
     dropped = [
-        model.apply(variables, images, train=True, rngs={"dropout": jax.random.key(k)}, mutable=["batch_stats"])[0]
+        model.apply(
+            variables, images, train=True, rngs={"dropout": jax.random.key(k)}, mutable=["batch_stats"]
+        )[0]
         for k in (0, 0, 1)
     ]
     np.testing.assert_array_equal(dropped[0], dropped[1])

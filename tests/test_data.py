@@ -1,0 +1,180 @@
+"""Data sets, the hold-out, and batches as a pure function of seed and step."""
+
+import os
+import time
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxresnet import data
+from jaxresnet.batch import Batch
+from jaxresnet.config import Config, DataConfig
+from jaxresnet.data import Split, evaluation_batches, holdout_indices, load_split, train_batches
+from jaxresnet.errors import UserError
+
+PLAIN = {"horizontal_flip": False, "crop_padding": 0, "rotation_degrees": 0, "brightness": 0}
+
+
+def numbered(examples: int) -> Split:
+    """Images that carry their own number, so that a batch tells what is in it."""
+    images = np.zeros((examples, 4, 4, 3), np.uint8)
+    images[:, 0, 0, 0], images[:, 0, 0, 1] = np.arange(examples) // 256, np.arange(examples) % 256
+    return Split(images, np.arange(examples, dtype=np.int32) % 10)
+
+
+def numbers(batch: Batch) -> list[int]:
+    return (batch.image[:, 0, 0, 0].astype(int) * 256 + batch.image[:, 0, 0, 1]).tolist()
+
+
+def config(**fields: object) -> Config:
+    """A configuration for the digits, whose training split has 1,442 examples."""
+    return Config.model_validate({"data": {"name": "digits"}, "augment": PLAIN} | fields)
+
+
+def test_epochs_are_permutations_and_no_example_is_left_out():
+    settings = config(batch_size=100, epochs=3)
+    batches = list(train_batches(settings, numbered(1442)))
+    assert len(batches) == settings.total_steps == 43
+    order = [number for batch in batches for number in numbers(batch)]
+    epochs = [order[e * 1442 : (e + 1) * 1442] for e in range(3)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(1442))
+    assert len(set(epochs[2])) == len(epochs[2]) == 4300 - 2 * 1442
+    assert abs(np.corrcoef(epochs[0], epochs[1])[0, 1]) < 0.1
+    for batch in batches:
+        assert batch.image.shape == (100, 4, 4, 3)
+        assert batch.image.dtype == np.uint8
+        assert batch.label.dtype == np.int32
+        assert batch.mask.all()
+        np.testing.assert_array_equal(batch.label, np.array(numbers(batch)) % 10)
+
+
+@pytest.mark.parametrize("start", [1, 14, 15, 29, 42])
+def test_batch_k_is_the_same_wherever_one_starts(start: int):
+    settings = Config.model_validate({"data": {"name": "digits"}, "batch_size": 100, "epochs": 3})
+    split = load_split(settings.data, "train")
+    from_zero = list(train_batches(settings, split))[start:]
+    from_there = list(train_batches(settings, split, start))
+    assert len(from_there) == len(from_zero) == settings.total_steps - start
+    for expected, found in zip(from_zero, from_there, strict=True):
+        np.testing.assert_array_equal(found.image, expected.image)
+        np.testing.assert_array_equal(found.label, expected.label)
+
+
+def test_seeds_give_other_orders_and_other_augmentation():
+    split = numbered(1442)
+    first = [numbers(next(train_batches(config(seed=seed, batch_size=50), split))) for seed in (0, 0, 1)]
+    assert first[0] == first[1] != first[2]
+    flips = []
+    for seed in (0, 1):
+        settings = config(seed=seed, batch_size=50, augment=PLAIN | {"brightness": 0.2})
+        white = Split(np.full((1442, 4, 4, 3), 100, np.uint8), split.labels)
+        flips.append(next(train_batches(settings, white)).image[:, 0, 0, 0].tolist())
+    assert flips[0] != flips[1]
+
+
+def test_starting_late_takes_no_longer():
+    settings, split = config(batch_size=100, epochs=100_000), numbered(1442)
+    next(train_batches(settings, split))
+    began = time.monotonic()
+    next(train_batches(settings, split, 1_000_000))
+    assert time.monotonic() - began < 5  # drawing a million batches would take minutes
+
+
+def test_evaluation_counts_every_example_once_at_any_batch_size():
+    split = numbered(23)
+    for size in (1, 5, 8, 23, 50):
+        batches = list(evaluation_batches(split, size))
+        assert {len(batch.label) for batch in batches} == {size}
+        seen = [n for batch in batches for n, real in zip(numbers(batch), batch.mask, strict=True) if real]
+        assert seen == list(range(23))
+        assert sum(batch.mask.sum() for batch in batches) == 23
+
+
+@pytest.mark.parametrize("examples", [0, 1, 10, 37, 300])
+def test_holdout_is_stratified(examples: int):
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(4), [100, 50, 200, 33]))
+    held_out = holdout_indices(labels, examples)
+    assert len(set(held_out.tolist())) == examples
+    counts = np.bincount(labels[held_out], minlength=4)
+    np.testing.assert_allclose(counts, examples * np.array([100, 50, 200, 33]) / 383, atol=1)
+
+
+def test_holdout_and_training_split_share_nothing_and_miss_nothing():
+    whole = load_split(DataConfig(name="digits"), "train")
+    settings = DataConfig(name="digits", validation_examples=150)
+    train, validation = load_split(settings, "train"), load_split(settings, "validation")
+    assert (len(train.labels), len(validation.labels)) == (1292, 150)
+    both = np.concatenate([train.images, validation.images]).reshape(1442, -1)
+    np.testing.assert_array_equal(
+        np.sort(both.astype(int) @ np.arange(3072)),
+        np.sort(whole.images.reshape(1442, -1).astype(int) @ np.arange(3072)),
+    )
+    np.testing.assert_allclose(np.bincount(validation.labels), 15, atol=1)
+
+
+def test_digits():
+    settings = DataConfig(name="digits")
+    train, test = load_split(settings, "train"), load_split(settings, "test")
+    info = Config(data=settings).dataset
+    assert train.images.shape == (info.train_examples, *info.image_shape)
+    assert test.images.shape == (info.test_examples, *info.image_shape)
+    assert train.images.dtype == np.uint8
+    assert train.images.max() == 255
+    np.testing.assert_array_equal(train.labels[:10], np.arange(10))
+    np.testing.assert_array_equal(np.bincount(test.labels), [35, 36, 35, 36, 36, 36, 36, 35, 34, 36])
+    scaled = train.images / 255
+    np.testing.assert_allclose(scaled.mean((0, 1, 2)), info.mean, atol=1e-4)
+    np.testing.assert_allclose(scaled.std((0, 1, 2)), info.std, atol=1e-4)
+    # Every grey 8x8 pixel is a block of 4x4 equal pixels in three equal channels.
+    blocks = train.images.reshape(-1, 8, 4, 8, 4, 3)
+    assert (blocks == blocks[:, :, :1, :, :1, :1]).all()
+
+
+def prepared_cifar10() -> bool:
+    return bool(list(Path(os.environ.get("TFDS_DATA_DIR", "")).glob("cifar10/*/dataset_info.json")))
+
+
+@pytest.mark.skipif(
+    not (os.environ.get("TFDS_DATA_DIR") and prepared_cifar10()),
+    reason="TFDS_DATA_DIR holds no prepared CIFAR-10",
+)
+def test_real_cifar10():
+    train, test = load_split(DataConfig(), "train"), load_split(DataConfig(), "test")
+    info = Config().dataset
+    assert train.images.shape == (50_000, 32, 32, 3)
+    assert test.images.shape == (10_000, 32, 32, 3)
+    assert set(np.bincount(train.labels)) == {5000}
+    assert set(np.bincount(test.labels)) == {1000}
+    mean = train.images.mean((0, 1, 2)) / 255
+    square = np.square(train.images, dtype=np.uint16).mean((0, 1, 2)) / 255**2
+    np.testing.assert_allclose(mean, info.mean, atol=1e-4)
+    np.testing.assert_allclose(np.sqrt(square - mean**2), info.std, atol=1e-4)
+    assert len(load_split(DataConfig(validation_examples=5000), "validation").labels) == 5000
+
+
+def test_missing_data_without_a_network_fails_fast_with_the_ways_out(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(data, "CIFAR10_URL", "http://127.0.0.1:9/cifar-10-binary.tar.gz")  # nothing listens
+    began = time.monotonic()
+    with pytest.raises(UserError) as caught:
+        load_split(DataConfig(dir=str(tmp_path)), "train")
+    assert time.monotonic() - began < 15
+    assert caught.value.exit_code == 1
+    for part in ("TFDS_DATA_DIR", "--config configs/digits.toml", str(tmp_path)):
+        assert part in str(caught.value)
+    assert "162 MiB" in capsys.readouterr().out
+
+
+def test_a_host_that_never_answers_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "PROBE_SECONDS", 0.5)
+    monkeypatch.setattr(data.urllib.request, "urlopen", lambda *_, **__: time.sleep(30))
+    began = time.monotonic()
+    with pytest.raises(UserError, match="no answer"):
+        load_split(DataConfig(dir=str(tmp_path)), "train")
+    assert time.monotonic() - began < 5
+
+
+def test_batches_stop_at_the_end_of_the_run():
+    batches = train_batches(config(batch_size=1442, epochs=2), numbered(1442), 1)
+    assert len(list(islice(batches, 5))) == 1

@@ -1,0 +1,75 @@
+"""Losses and metric sums, by value."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxresnet.metrics import Metrics, cross_entropy, mse
+
+LOGITS = jnp.asarray([[0.0, math.log(3)], [0.0, 0.0], [math.log(3), 0.0]])
+TARGETS = jnp.asarray([[0.0, 1.0], [0.5, 0.5], [0.0, 1.0]])
+
+
+def test_cross_entropy():
+    np.testing.assert_allclose(
+        cross_entropy(LOGITS, TARGETS), [math.log(4 / 3), math.log(2), math.log(4)], rtol=1e-6
+    )
+
+
+def test_mse_is_that_of_the_probabilities():
+    np.testing.assert_allclose(mse(LOGITS, TARGETS), [1 / 16, 0, 9 / 16], rtol=1e-6)
+
+
+def metrics_of(logits: np.ndarray, labels: np.ndarray, mask: np.ndarray, sizes: list[int]) -> Metrics:
+    metrics, start = Metrics.empty(4), 0
+    targets = jnp.eye(4)[labels]
+    for size in sizes:
+        part = slice(start, start + size)
+        losses = cross_entropy(logits[part], targets[part])
+        metrics = metrics.add(logits[part], targets[part], losses, mask[part])
+        start += size
+    return metrics
+
+
+def test_sums_are_the_examples_own():
+    generator = np.random.default_rng(0)
+    logits = jnp.asarray(generator.normal(size=(30, 4)), jnp.float32)
+    labels, mask = generator.integers(0, 3, 30), generator.random(30) < 0.7
+    metrics = metrics_of(logits, labels, jnp.asarray(mask), [30])
+    predicted = np.asarray(logits).argmax(1)
+    expected = np.zeros((4, 4), int)
+    for true, guess, counted in zip(labels, predicted, mask, strict=True):
+        expected[true, guess] += counted
+    np.testing.assert_array_equal(metrics.confusion, expected)
+    assert metrics.count == mask.sum()
+    assert metrics.accuracy == ((labels == predicted) & mask).sum() / mask.sum()
+    losses = np.asarray(cross_entropy(logits, jnp.eye(4)[labels]))
+    assert metrics.loss == pytest.approx(losses[mask].mean(), rel=1e-6)
+    per_class = metrics.per_class_accuracy
+    assert per_class[3] is None
+    assert per_class[1] == ((labels == predicted) & mask)[labels == 1].sum() / mask[labels == 1].sum()
+
+
+def test_any_split_into_batches_gives_the_same_sums():
+    generator = np.random.default_rng(1)
+    logits = jnp.asarray(generator.normal(size=(30, 4)), jnp.float32)
+    labels, mask = generator.integers(0, 4, 30), jnp.ones(30, bool)
+    whole = metrics_of(logits, labels, mask, [30])
+    for sizes in ([1] * 30, [7, 23], [10, 10, 10]):
+        parts = metrics_of(logits, labels, mask, sizes)
+        np.testing.assert_array_equal(parts.confusion, whole.confusion)
+        assert parts.loss == pytest.approx(whole.loss, rel=1e-6)
+
+
+def test_a_masked_example_that_is_not_finite_counts_for_nothing():
+    logits = jnp.asarray([[1.0, 0, 0, 0], [jnp.nan] * 4])
+    metrics = metrics_of(logits, np.zeros(2, int), jnp.asarray([True, False]), [2])
+    assert metrics.count == 1
+    assert math.isfinite(metrics.loss)
+
+
+def test_no_example_has_no_accuracy():
+    assert math.isnan(Metrics.empty(4).accuracy)
+    assert math.isnan(Metrics.empty(4).loss)

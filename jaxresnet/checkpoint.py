@@ -9,7 +9,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -50,7 +50,8 @@ def _accuracy(metrics: Any) -> float:
 class Checkpoints:
     """The checkpoints of one run.
 
-    `read_only` opens them without touching the folder, for evaluation beside a run.
+    A context manager, which waits at its end for the save in the background. `read_only` opens the folder
+    without touching it, for evaluation beside a run.
     """
 
     def __init__(self, directory: Path, *, read_only: bool = False):
@@ -82,11 +83,6 @@ class Checkpoints:
     def best_step(self) -> int | None:
         """Step of the most accurate checkpoint, None if none was evaluated."""
         return self._manager.best_step()
-
-    def accuracy(self, step: int) -> float | None:
-        """The accuracy with which `step` was saved; None if it was not evaluated."""
-        metrics = self._manager.metrics(step)
-        return metrics["accuracy"] if metrics else None
 
     def save(self, state: TrainState, accuracy: float | None = None) -> None:
         """Save in the background; a checkpoint of the same step, saved before its evaluation, is replaced.
@@ -126,8 +122,10 @@ class Checkpoints:
                 f"(steps: {kept}): make space there, then run the same command again"
             ) from error
 
-    def close(self) -> None:
-        """Wait for the save in the background and let go of the folder."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._manager.close()
 
     def _restore(self, step: int, templates: dict[str, Any]) -> dict[str, Any]:

@@ -57,26 +57,24 @@ def load_run(workdir: Path, mesh: Mesh, checkpoint: str = "latest") -> TrainedRu
     missing = UserError(f"no checkpoint in {workdir} yet: it appears after the run's first epoch")
     if not run.checkpoints.is_dir():
         raise missing
-    checkpoints = Checkpoints(run.checkpoints, read_only=True)
-    steps = checkpoints.steps()
-    if not steps:
-        raise missing
-    if checkpoint == "latest":
-        step = steps[-1]
-    elif checkpoint == "best":
-        best = checkpoints.best_step()
-        if best is None:
-            raise UserError(f"no checkpoint in {workdir} was evaluated: use --checkpoint latest")
-        step = best
-    else:
-        step = int(checkpoint) if checkpoint.isdecimal() else -1
-        if step not in steps:
-            raise UserError(
-                f"no checkpoint {checkpoint} in {workdir}: expected latest, best, or one of the steps "
-                + ", ".join(map(str, steps))
-            )
-    variables = checkpoints.restore_variables(step, state_template(config, mesh).variables)
-    checkpoints.close()
+    with Checkpoints(run.checkpoints, read_only=True) as checkpoints:
+        steps = checkpoints.steps()
+        if not steps:
+            raise missing
+        if checkpoint == "latest":
+            step = steps[-1]
+        elif checkpoint == "best":
+            step = checkpoints.best_step()
+            if step is None:
+                raise UserError(f"no checkpoint in {workdir} was evaluated: use --checkpoint latest")
+        else:
+            step = int(checkpoint) if checkpoint.isdecimal() else -1
+            if step not in steps:
+                raise UserError(
+                    f"no checkpoint {checkpoint} in {workdir}: expected latest, best, or one of the steps "
+                    + ", ".join(map(str, steps))
+                )
+        variables = checkpoints.restore_variables(step, state_template(config, mesh).variables)
     return TrainedRun(
         config=config,
         variables=variables,

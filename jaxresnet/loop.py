@@ -150,8 +150,7 @@ class Session:
         config = self.config
         command = ["python", *sys.orig_argv[1:]]
         self.run.add_environment(describe_environment(self.mesh, config.precision, command))
-        self.checkpoints = Checkpoints(self.run.checkpoints)
-        try:
+        with Checkpoints(self.run.checkpoints) as self.checkpoints:
             state = self.stop.run(self.restore_or_init, "preparing the network")
             start, pending = int(state.step), state.metrics.count > 0
             self.run.cut_metrics(start - 1 if pending else start)
@@ -164,8 +163,6 @@ class Session:
                     state, last_evaluation = self.close_epoch(epoch, state, timing, eval_step)
             self.checkpoints.wait()
             return self.evaluate_end(state, eval_step, last_evaluation)
-        finally:
-            self.checkpoints.close()
 
     def restore_or_init(self) -> TrainState:
         """The state of the newest intact checkpoint, else a new one."""

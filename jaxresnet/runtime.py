@@ -1,5 +1,6 @@
 """The process around a run: environment variables, devices, compilation cache, signals, what to record."""
 
+import contextlib
 import datetime
 import importlib.metadata
 import logging
@@ -49,14 +50,12 @@ def start_devices(device: str, cpu_devices: int) -> Mesh:
     if device != "auto":
         jax.config.update("jax_platforms", device)
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        try:
+        with contextlib.suppress(RuntimeError):  # the backend has started
             jax.config.update("jax_num_cpu_devices", cpu_devices)
-        except RuntimeError:
-            pass  # the backend has started
     try:
         devices = jax.local_devices()
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
+    except (RuntimeError, AssertionError) as error:  # which one, JAX's version decides
+        reason = (str(error).strip() or "JAX has no such backend here").splitlines()[0]
         raise UserError(
             f"no {device} device: {reason}; install a CUDA extra (README) on a machine with an NVIDIA GPU, "
             "or use --device cpu"

@@ -19,7 +19,7 @@ use_compilation_cache()
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_config() -> Config:
     """A network with one block of each kind, on the digits."""
     return Config.model_validate(

@@ -1,0 +1,150 @@
+"""Checkpoints: exact, kept as promised, and never silently wrong."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import mesh_of
+
+from jaxresnet.checkpoint import Checkpoints, DamagedCheckpointError
+from jaxresnet.config import Config
+from jaxresnet.inference import state_template
+from jaxresnet.runtime import replicated
+from jaxresnet.step import TrainState, make_init
+
+
+@pytest.fixture(scope="module")
+def state(tiny_config: Config) -> TrainState:
+    """A state whose leaves all differ from their initial values."""
+    state = jax.jit(make_init(tiny_config), out_shardings=replicated(mesh_of(4)))()
+    return jax.tree.map(lambda leaf: leaf + jnp.asarray(1, leaf.dtype), state)
+
+
+def at(state: TrainState, step: int) -> TrainState:
+    return state.replace(step=jax.device_put(jnp.int32(step), state.step.sharding))
+
+
+def assert_same(found: TrainState, expected: TrainState) -> None:
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(found), jax.device_get(expected))
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+
+
+@pytest.fixture
+def checkpoints(tmp_path: Path) -> Iterator[Checkpoints]:
+    with Checkpoints(tmp_path) as checkpoints:
+        yield checkpoints
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_restoring_gives_the_same_bits_on_any_number_of_devices(
+    tmp_path: Path, tiny_config: Config, state: TrainState, devices: int
+):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(at(state, 7), accuracy=0.5)
+    template = state_template(tiny_config, mesh_of(devices))
+    with Checkpoints(tmp_path) as checkpoints:
+        restored = checkpoints.restore(7, template)
+        variables = checkpoints.restore_variables(7, template.variables)
+    assert_same(restored, at(state, 7))
+    assert len(restored.step.sharding.device_set) == devices
+    jax.tree.map(np.testing.assert_array_equal, variables, jax.device_get(state.variables))
+
+
+def test_the_latest_two_and_the_best_are_kept(checkpoints: Checkpoints, state: TrainState):
+    for step, accuracy in [(1, 0.3), (2, 0.6), (3, None), (4, float("nan")), (5, 0.5), (6, 0.4), (7, None)]:
+        checkpoints.save(at(state, step), accuracy)
+    checkpoints.wait()
+    assert checkpoints.steps() == [2, 6, 7]
+    assert checkpoints.best_step() == 2
+
+
+def test_a_checkpoint_saved_before_its_evaluation_is_replaced(
+    checkpoints: Checkpoints, tiny_config: Config, state: TrainState
+):
+    checkpoints.save(at(state, 3))
+    changed = at(jax.tree.map(lambda leaf: leaf * 2, state), 3)
+    checkpoints.save(changed, accuracy=0.7)
+    checkpoints.wait()
+    assert checkpoints.steps() == [3]
+    assert checkpoints.best_step() == 3
+    assert_same(checkpoints.restore(3, state_template(tiny_config, mesh_of(4))), changed)
+
+
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+# Orbax leaves the reads of a damaged checkpoint's other arrays unawaited.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("damage", [flip_a_byte, truncate, Path.unlink])
+def test_damage_to_any_file_is_harmless_or_noticed(
+    checkpoints: Checkpoints, tmp_path: Path, tiny_config: Config, state: TrainState, damage
+):
+    checkpoints.save(at(state, 2), accuracy=0.1)
+    checkpoints.wait()
+    template, noticed = state_template(tiny_config, mesh_of(4)), []
+    for path in [path for path in (tmp_path / "2").rglob("*") if path.is_file()]:
+        content = path.read_bytes()
+        damage(path)
+        try:
+            assert_same(checkpoints.restore(2, template), at(state, 2))  # orbax reads not all of its files
+        except DamagedCheckpointError as error:
+            assert "checkpoint 2" in str(error)
+            noticed.append(path.relative_to(tmp_path).parts[1])
+        path.write_bytes(content)
+    assert {"weights", "rest", "meta"} <= set(noticed)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_after_damage_the_checkpoint_before_is_taken(
+    checkpoints: Checkpoints, tmp_path: Path, tiny_config: Config, state: TrainState
+):
+    template = state_template(tiny_config, mesh_of(4))
+    for step in (1, 2):
+        checkpoints.save(at(state, step), accuracy=0.1 * step)
+    checkpoints.wait()
+    truncate(tmp_path / "2" / "meta" / "metadata")
+    reports = []
+    assert_same(checkpoints.restore_latest(template, reports.append), at(state, 1))
+    assert len(reports) == 1
+    assert "checkpoint 2" in reports[0]
+    assert checkpoints.steps() == [1]
+    checkpoints.save(at(state, 2), accuracy=0.2)
+    checkpoints.wait()
+    assert_same(checkpoints.restore(2, template), at(state, 2))
+
+
+def test_another_networks_checkpoint_is_refused(
+    checkpoints: Checkpoints, tiny_config: Config, state: TrainState
+):
+    checkpoints.save(at(state, 1))
+    checkpoints.wait()
+    wider = tiny_config.model_copy(
+        update={"model": tiny_config.model.model_copy(update={"stage_channels": (4, 8)})}
+    )
+    with pytest.raises(DamagedCheckpointError):
+        checkpoints.restore(1, state_template(wider, mesh_of(4)))
+
+
+def test_no_checkpoint_is_no_state(checkpoints: Checkpoints, tiny_config: Config):
+    assert checkpoints.restore_latest(state_template(tiny_config, mesh_of(4)), print) is None
+
+
+def test_read_only_changes_nothing(tmp_path: Path, tiny_config: Config, state: TrainState):
+    with Checkpoints(tmp_path) as writer:
+        for step in (1, 2):
+            writer.save(at(state, step), accuracy=0.1)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    with Checkpoints(tmp_path, read_only=True) as reader:
+        reader.restore_variables(2, state_template(tiny_config, mesh_of(4)).variables)
+        assert reader.best_step() == 2
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before

@@ -17,7 +17,7 @@ from jaxresnet.errors import UserError
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 """Where tensorflow-datasets downloads CIFAR-10 from, 162 MiB; prepared it takes 133 MiB."""
 
-PROBE_SECONDS = 10.0
+PROBE_SECONDS = 8.0
 """How long to look for the download's host before giving up; tensorflow-datasets itself retries for minutes."""
 
 DIGITS_TEST_SHARE = 5
@@ -180,9 +180,13 @@ def train_batches(config: Config, split: Split, start_step: int = 0) -> Iterator
     steps = tf.data.Dataset.range(start_step, config.total_steps)
     batches = (
         tf.data.Dataset.zip(steps, indices)
-        .map(batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        .map(batch, num_parallel_calls=os.cpu_count(), deterministic=True)
         .prefetch(4)
     )
+    # The tuning thread sleeps for ever longer spells, up to a minute, and the iterator's end often waits for it.
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    batches = batches.with_options(options)
     mask = np.ones(batch_size, bool)
     for image, label in batches.as_numpy_iterator():
         yield Batch(image, label, mask)

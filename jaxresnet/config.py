@@ -284,6 +284,11 @@ def load_config(path: Path) -> Config:
         raise UserError(f"cannot read the configuration {path}: {error.strerror}", 2) from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: expected a TOML file in UTF-8, found other bytes", 2) from None
+    return parse_config(text, source=f"{path}: ")
+
+
+def parse_config(text: str, source: str = "") -> Config:
+    """The configuration in a TOML text; errors, as `load_config` raises them, begin with `source`."""
     try:
         # Through JSON, because there pydantic's strict mode takes lists for tuples and 1 for 1.0,
         # but neither "40" nor true for 40.
@@ -291,9 +296,9 @@ def load_config(path: Path) -> Config:
             json.dumps(tomllib.loads(text), default=str, ensure_ascii=False), strict=True
         )
     except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path}: expected TOML: {error}", 2) from None
+        raise UserError(f"{source}expected TOML: {error}", 2) from None
     except ValidationError as error:
-        raise _problems(error, f"{path}: ") from None
+        raise _problems(error, source) from None
 
 
 def dump_config(config: Config) -> str:

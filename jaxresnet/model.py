@@ -131,7 +131,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        """Logits, float32 [B, classes], of normalised images [B, H, W, C].
+        """Logits [B, classes], at least float32, of normalised images [B, H, W, C].
 
         With `train`, BatchNorm uses the batch and updates the collection "batch_stats", and dropout
         draws from the random stream "dropout".
@@ -150,7 +150,7 @@ class ResNet(nn.Module):
         outputs = nn.Dropout(self.dropout_rate, deterministic=not train)(outputs)
         outputs = jnp.mean(outputs, axis=(1, 2))
         outputs = self.layers.dense(outputs.shape[-1], self.classes, "head")(outputs)
-        return outputs.astype(jnp.float32)
+        return outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
 
 
 def build_model(config: Config) -> ResNet:

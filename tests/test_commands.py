@@ -144,8 +144,16 @@ def test_help_is_answered_at_once(command: str):
         (["train", "--epoch", "3"], 2, "did you mean --epochs?"),
         (["train", "--config", "none.toml"], 2, "cannot read the configuration none.toml"),
         (["train", "--device", "tpu"], 2, "invalid choice: 'tpu'"),
-        (["train", "--device", "cuda", "--config", "{config}", "--workdir", "{tmp}/run"], 1, "no cuda device"),
-        (["train", "--config", "{config}", "--batch-size", "30", "--workdir", "{tmp}/run"], 2, "multiple of the 4"),
+        (
+            ["train", "--device", "cuda", "--config", "{config}", "--workdir", "{tmp}/run"],
+            1,
+            "no cuda device",
+        ),
+        (
+            ["train", "--config", "{config}", "--batch-size", "30", "--workdir", "{tmp}/run"],
+            2,
+            "multiple of the 4",
+        ),
         (["evaluate", "--workdir", "{tmp}/none"], 1, "no run in"),
         (["evaluate"], 2, "--workdir"),
         (["evaluate", "--workdir", "{tmp}", "--batch-size", "0"], 2, "expected at least 1, found 0"),
@@ -155,7 +163,7 @@ def test_help_is_answered_at_once(command: str):
 def test_bad_input_is_told_in_one_line(tmp_path: Path, config: Path, arguments, code: int, message: str):
     arguments = [argument.format(config=config, tmp=tmp_path) for argument in arguments]
     environment = {} if "cuda" in arguments else {"JAX_PLATFORMS": "cpu"}
-    found, out, err = run(*arguments, **environment)
+    found, _, err = run(*arguments, **environment)
     assert found == code
     assert message in err
     assert err.startswith("error: ")

@@ -22,6 +22,7 @@ LAYERS = {
     "progress": 3,
     "runtime": 3,
     "checkpoint": 4,
+    "weights": 4,
     "inference": 5,
     "loop": 6,
     "train": 7,
@@ -35,12 +36,13 @@ OWNERS = {
     "sklearn": {"data"},
     "orbax": {"checkpoint"},
     "optax": {"optimizer", "metrics", "step"},
-    "flax": {"model", "metrics", "step"},
+    "flax": {"model", "metrics", "step", "weights"},
     "pydantic": {"config"},
+    "safetensors": {"weights"},
     "rich": {"progress"},
     "tensorboardX": {"progress"},
     # Nothing that only reads a configuration or the command line may load JAX.
-    "jax": {"model", "metrics", "step", "runtime", "checkpoint", "inference", "loop"},
+    "jax": {"model", "metrics", "step", "runtime", "checkpoint", "weights", "inference", "loop"},
 }
 
 MODULES = sorted(Path(jaxresnet.__file__).parent.glob("*.py"))

@@ -22,6 +22,7 @@ from jaxresnet.runtime import start_devices
 from jaxresnet.step import TrainState
 from jaxresnet.workdir import Workdir
 
+
 @pytest.fixture(scope="module")
 def config(tiny_config: Config) -> Config:
     """Two epochs of 12 steps."""
@@ -117,7 +118,9 @@ def test_stopping_and_going_on_changes_no_bit(
     workdir = tmp_path / "run"
     with monkeypatch.context() as patch:
         stop_during(patch, method, call)
-        with pytest.raises(Interrupted, match=f"saved at step {saved} .*run the same command again") as caught:
+        with pytest.raises(
+            Interrupted, match=f"saved at step {saved} .*run the same command again"
+        ) as caught:
             fit(config, workdir)
     assert caught.value.exit_code == 143
     assert len(records(workdir)) == (call - 1)
@@ -177,13 +180,17 @@ def test_an_unrelated_folder_is_refused(tmp_path: Path, config: Config):
 
 
 def test_a_batch_that_the_devices_cannot_share_is_refused(tmp_path: Path, config: Config):
-    with pytest.raises(UserError, match="multiple of the 4 devices, found 30; the nearest is 28 and 32") as caught:
+    with pytest.raises(
+        UserError, match="multiple of the 4 devices, found 30; the nearest is 28 and 32"
+    ) as caught:
         fit(config.model_copy(update={"batch_size": 30}), tmp_path / "run")
     assert caught.value.exit_code == 2
     assert not (tmp_path / "run").exists()
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path: Path, config: Config, monkeypatch):
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(
+    tmp_path: Path, config: Config, monkeypatch
+):
     workdir, calls = tmp_path / "run", 0
     original = loop.Session.train_epoch
 
@@ -197,7 +204,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path: Pa
         return original(self, epoch, state, train_step, batches)
 
     monkeypatch.setattr(loop.Session, "train_epoch", poison)
-    with pytest.raises(UserError, match=r"epoch 2, step 13 is not finite.*last good checkpoint is step 12") as caught:
+    with pytest.raises(
+        UserError, match=r"epoch 2, step 13 is not finite.*last good checkpoint is step 12"
+    ) as caught:
         fit(config, workdir)
     assert caught.value.exit_code == 1
     assert len(records(workdir)) == 1

@@ -41,7 +41,7 @@ class Reporter:
                 console=console,
                 transient=True,
             )
-            self._task = self._bar.add_task("compiling", total=steps, completed=start, figures="")
+            self._task = self._bar.add_task("starting", total=steps, completed=start, figures="")
         self._interval = LIVE_SECONDS if self._bar else PLAIN_SECONDS
         self._due = time.monotonic() + self._interval
 

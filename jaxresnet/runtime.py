@@ -190,7 +190,7 @@ def _git() -> dict[str, Any] | None:
     if not (root / ".git").exists():
         return None
     commit = _output("git", "-C", str(root), "rev-parse", "HEAD")
-    status = _output("git", "-C", str(root), "status", "--porcelain")
+    status = _output("git", "-C", str(root), "status", "--porcelain", "--untracked-files=no")
     return {"commit": commit, "dirty": bool(status)} if commit else None
 
 

@@ -58,7 +58,7 @@ def test_a_safetensors_file_gives_back_the_same_bits(
 
 def test_a_file_by_others_needs_a_configuration(tmp_path: Path, tiny_config: Config, variables: Variables):
     path = tmp_path / "theirs.safetensors"
-    extra = {"bn1.num_batches_tracked": np.int64(3) * np.ones((), np.int64)}
+    extra = {"bn1.num_batches_tracked": np.array(3)}
     doubled = {name: array.astype(np.float64) for name, array in to_state_dict(variables).items()}
     save_file(doubled | extra, path)
     with pytest.raises(UserError, match="expected a configuration in its metadata, found none"):

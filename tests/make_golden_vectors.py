@@ -1,0 +1,76 @@
+"""Write golden_vectors.npz: what PyTorch makes of a tiny network in three steps, for tests without PyTorch.
+
+    PYTHONPATH=benchmarks python tests/make_golden_vectors.py
+
+Everything is computed in float64 from seeded random numbers and stored in float32; images and labels as they are.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytorch_twin
+import torch
+
+from jaxresnet.config import Config
+
+CONFIG = {
+    "batch_size": 8,
+    "model": {
+        "stem_kernel": 7,
+        "stem_channels": 4,
+        "stage_blocks": (1, 1),
+        "stage_channels": (4, 6),
+        "stage_strides": (1, 2),
+        "dropout_rate": 0.0,
+    },
+    "data": {"name": "digits"},
+    "optimizer": {"learning_rate": 0.05, "weight_decay": 0.02, "decoupled": False, "schedule": "constant"},
+}
+PATH = Path(__file__).parent / "golden_vectors.npz"
+
+
+def main() -> None:
+    config, steps = Config.model_validate(CONFIG), 3
+    torch.manual_seed(0)
+    network = pytorch_twin.ResNet(config).double()
+    with torch.no_grad():
+        for tensor in network.state_dict().values():
+            if tensor.is_floating_point() and tensor.ndim == 1:
+                tensor.add_(0.2 * torch.rand_like(tensor))
+    # In float32, so that both sides start from the same numbers.
+    network.load_state_dict({k: v.float().to(v.dtype) for k, v in network.state_dict().items()})
+    images = np.random.default_rng(0).integers(0, 256, (steps, 8, 32, 32, 3), dtype=np.uint8)
+    labels = np.random.default_rng(1).integers(0, 10, (steps, 8), dtype=np.int32)
+    inputs = (images / 255 - np.array(config.dataset.mean)) / np.array(config.dataset.std)
+    inputs = torch.from_numpy(inputs).permute(0, 1, 4, 2, 3)
+
+    arrays = {"images": images, "labels": labels} | snapshot("initial", network)
+    network.eval()
+    arrays["eval_logits"] = network(inputs[0]).detach().numpy()
+    network.train()
+    optimizer, losses = pytorch_twin.make_optimizer(config, network), []
+    for step in range(steps):
+        loss = torch.nn.functional.cross_entropy(network(inputs[step]), torch.from_numpy(labels[step]).long())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        arrays |= snapshot(f"step{step + 1}", network) if step in (0, steps - 1) else {}
+    arrays["losses"] = np.array(losses)
+    np.savez_compressed(
+        PATH, **{k: v.astype(np.float32) if v.dtype == np.float64 else v for k, v in arrays.items()}
+    )
+    print(f"{PATH.name}: {PATH.stat().st_size:,} bytes, losses {losses}")
+
+
+def snapshot(prefix: str, network: torch.nn.Module) -> dict[str, np.ndarray]:
+    """The state dict's arrays as they are now."""
+    return {
+        f"{prefix}/{name}": tensor.double().numpy().copy()
+        for name, tensor in network.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+
+
+if __name__ == "__main__":
+    main()

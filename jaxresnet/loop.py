@@ -6,7 +6,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -63,7 +63,7 @@ def fit(config: Config, workdir: Path, device: str = "auto") -> dict[str, Any]:
             splits = stop.run(lambda: load_splits(config), "loading the data")
             with run.open(config):
                 evaluation = Session(config, run, mesh, splits, stop).run_to_end()
-    print(summary(config, run, evaluation), flush=True)
+    print(closing_lines(config, run, evaluation), flush=True)
     return evaluation
 
 
@@ -84,7 +84,7 @@ def headline(config: Config, mesh: Mesh) -> str:
     )
 
 
-def summary(config: Config, run: Workdir, evaluation: dict[str, Any]) -> str:
+def closing_lines(config: Config, run: Workdir, evaluation: dict[str, Any]) -> str:
     """The last lines of a run: its accuracies, each under its honest name."""
     lines = [f"last step {evaluation['step']:,}: test accuracy {evaluation['accuracy']:.2%}"]
     split = config.evaluation.split
@@ -100,9 +100,7 @@ def summary(config: Config, run: Workdir, evaluation: dict[str, Any]) -> str:
 
 def load_splits(config: Config) -> dict[str, Split]:
     """The splits that the run uses, by name."""
-    names = ["train", "test"]
-    if config.evaluation.split == "validation":
-        names.append("validation")
+    names = {"train", "test", config.evaluation.split} - {"none"}
     return {name: load_split(config.data, name) for name in names}
 
 
@@ -144,6 +142,8 @@ class Session:
     mesh: Mesh
     splits: dict[str, Split]
     stop: StopSignal
+    checkpoints: Checkpoints = field(init=False)
+    reporter: Reporter = field(init=False)
 
     def run_to_end(self) -> dict[str, Any]:
         """Restore or start, train the epochs that are left, evaluate. Returns the final evaluation."""
@@ -172,7 +172,8 @@ class Session:
             print(f"resuming at step {int(state.step):,}", flush=True)
             return state
         # It runs once: unoptimised it compiles in a fraction of the time.
-        options = {"xla_backend_optimization_level": 0}
+        on_cpu = self.mesh.devices.flat[0].platform == "cpu"
+        options = {"xla_backend_optimization_level": 0} if on_cpu else None
         init = jax.jit(make_init(self.config), out_shardings=replicated(self.mesh), compiler_options=options)
         return jax.block_until_ready(init())
 

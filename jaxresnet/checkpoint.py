@@ -36,6 +36,14 @@ def _checksum(tree: Any) -> str:
     return digest.hexdigest()
 
 
+def _reason(error: BaseException) -> str:
+    """What first went wrong, in a line: orbax wraps it in pages about how it was reading."""
+    while cause := error.__cause__ or error.__context__:
+        error = cause
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words.split(" [")[0][:200]
+
+
 def _items(state: TrainState) -> dict[str, Any]:
     rest = {"opt_state": state.opt_state, "step": state.step, "metrics": state.metrics}
     return {"weights": state.variables, "rest": rest}
@@ -115,10 +123,9 @@ class Checkpoints:
         try:
             action()
         except Exception as error:  # orbax and tensorstore raise many types; all mean that nothing was saved
-            reason = " ".join(str(error).split())[:300]
             kept = ", ".join(map(str, self.steps())) or "none"
             raise UserError(
-                f"cannot save a checkpoint in {self._directory}: {reason}; earlier checkpoints are intact "
+                f"cannot save a checkpoint in {self._directory}: {_reason(error)}; earlier checkpoints are intact "
                 f"(steps: {kept}): make space there, then run the same command again"
             ) from error
 
@@ -141,8 +148,7 @@ class Checkpoints:
             )
             expected = restored["meta"]["checksums"]
         except Exception as error:  # a missing or truncated file surfaces as any of a dozen types
-            reason = " ".join(str(error).split())[:300]
-            raise DamagedCheckpointError(f"{name} is damaged: {reason}") from error
+            raise DamagedCheckpointError(f"{name} is damaged: {_reason(error)}") from error
         for item in templates:
             found = _checksum(restored[item])
             if found != expected[item]:

@@ -9,7 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from jaxresnet.batch import Batch
-from jaxresnet.checkpoint import Checkpoints
+from jaxresnet.checkpoint import Checkpoints, DamagedCheckpointError
 from jaxresnet.config import Config
 from jaxresnet.data import Split, evaluation_batches
 from jaxresnet.errors import UserError
@@ -74,7 +74,11 @@ def load_run(workdir: Path, mesh: Mesh, checkpoint: str = "latest") -> TrainedRu
                     f"no checkpoint {checkpoint} in {workdir}: expected latest, best, or one of the steps "
                     + ", ".join(map(str, steps))
                 )
-        variables = checkpoints.restore_variables(step, state_template(config, mesh).variables)
+        try:
+            variables = checkpoints.restore_variables(step, state_template(config, mesh).variables)
+        except DamagedCheckpointError as error:
+            others = ", ".join(str(other) for other in steps if other != step) or "none"
+            raise UserError(f"{error}; other checkpoints to evaluate: {others}") from None
     return TrainedRun(
         config=config,
         variables=variables,

@@ -83,8 +83,6 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-# Orbax leaves the reads of a damaged checkpoint's other arrays unawaited.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", [flip_a_byte, truncate, Path.unlink])
 def test_damage_to_any_file_is_harmless_or_noticed(
     checkpoints: Checkpoints, tmp_path: Path, tiny_config: Config, state: TrainState, damage
@@ -103,7 +101,6 @@ def test_damage_to_any_file_is_harmless_or_noticed(
     assert {"weights", "rest", "meta"} <= set(noticed)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_after_damage_the_checkpoint_before_is_taken(
     checkpoints: Checkpoints, tmp_path: Path, tiny_config: Config, state: TrainState
 ):

@@ -10,27 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytorch_twin
 import torch
+from test_golden_vectors import CONFIG
 
-from jaxresnet.config import Config
-
-CONFIG = {
-    "batch_size": 8,
-    "model": {
-        "stem_kernel": 7,
-        "stem_channels": 4,
-        "stage_blocks": (1, 1),
-        "stage_channels": (4, 6),
-        "stage_strides": (1, 2),
-        "dropout_rate": 0.0,
-    },
-    "data": {"name": "digits"},
-    "optimizer": {"learning_rate": 0.05, "weight_decay": 0.02, "decoupled": False, "schedule": "constant"},
-}
 PATH = Path(__file__).parent / "golden_vectors.npz"
 
 
 def main() -> None:
-    config, steps = Config.model_validate(CONFIG), 3
+    config, steps = CONFIG, 3
     torch.manual_seed(0)
     network = pytorch_twin.ResNet(config).double()
     with torch.no_grad():

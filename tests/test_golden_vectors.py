@@ -13,7 +13,6 @@ from jaxresnet.metrics import Metrics
 from jaxresnet.step import TrainState, make_init, make_predict, make_train_step
 from jaxresnet.weights import from_state_dict, to_state_dict
 
-# That of make_golden_vectors.py; what is not given here is a default.
 CONFIG = Config.model_validate(
     {
         "batch_size": 8,

@@ -2,10 +2,12 @@
 
 A checkpoint is a folder named by its step that holds two items, `weights` (params and batch_stats: what
 evaluation reads) and `rest` (optimiser state, step, metrics of the epoch under way), and `meta`, their
-checksums, because orbax restores flipped bytes without a word.
+checksums, because orbax restores flipped bytes without a word, and their arrays' shapes, because it does
+not say which array does not fit.
 """
 
 import hashlib
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -44,6 +46,19 @@ def _reason(error: BaseException) -> str:
     return words.split(" [")[0][:200]
 
 
+def _text_checksum(value: Any) -> str:
+    """SHA-256 of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _shapes(tree: Any) -> dict[str, str]:
+    """Each leaf's dtype and shape by its name, as JSON values."""
+    return {
+        jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
 def _items(state: TrainState) -> dict[str, Any]:
     rest = {"opt_state": state.opt_state, "step": state.step, "metrics": state.metrics}
     return {"weights": state.variables, "rest": rest}
@@ -63,6 +78,8 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, *, read_only: bool = False):
+        if directory.exists() and not directory.is_dir():
+            raise UserError(f"expected a folder of checkpoints, found a file: {directory}")
         self._directory = directory.absolute()  # a relative path fails only at the first save
         policy = checkpoint_managers.AnyPreservationPolicy(
             [
@@ -99,7 +116,9 @@ class Checkpoints:
         """
         step = int(state.step)
         items = _items(state)
-        meta = {"checksums": {name: _checksum(tree) for name, tree in items.items()}}
+        shapes = {name: _shapes(tree) for name, tree in items.items()}
+        checksums = {name: _checksum(tree) for name, tree in items.items()}
+        meta = {"shapes": shapes, "checksums": checksums | {"shapes": _text_checksum(shapes)}}
 
         def save() -> None:
             if step in self._manager.all_steps():  # orbax would leave it and return False
@@ -136,24 +155,40 @@ class Checkpoints:
         self._manager.close()
 
     def _restore(self, step: int, templates: dict[str, Any]) -> dict[str, Any]:
-        """Read the items named in `templates`, verified. Raises DamagedCheckpointError."""
+        """Read the items named in `templates`, verified.
+
+        Raises DamagedCheckpointError, and UserError if the checkpoint is intact but of another network.
+        """
         name = f"checkpoint {step} in {self._directory}"
+        try:
+            meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+            checksums, shapes = meta["checksums"], meta["shapes"]
+            if checksums["shapes"] != _text_checksum(shapes):
+                raise ValueError("the shapes in its meta do not have the checksum there")
+            saved = {leaf: shape for item in templates for leaf, shape in shapes[item].items()}
+        except Exception as error:
+            raise DamagedCheckpointError(f"{name} is damaged: {_reason(error)}") from error
+        expected = {leaf: shape for tree in templates.values() for leaf, shape in _shapes(tree).items()}
+        if differing := sorted(leaf for leaf in saved | expected if saved.get(leaf) != expected.get(leaf)):
+            leaf = differing[0]
+            raise UserError(
+                f"{name} is of another network: at {leaf} expected {expected.get(leaf, 'nothing')}, "
+                f"found {saved.get(leaf, 'nothing')}; use the configuration that it was trained with"
+            )
         try:
             restored = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
-                    **{item: ocp.args.StandardRestore(tree) for item, tree in templates.items()},
-                    meta=ocp.args.JsonRestore(),
+                    **{item: ocp.args.StandardRestore(tree) for item, tree in templates.items()}
                 ),
             )
-            expected = restored["meta"]["checksums"]
         except Exception as error:  # a missing or truncated file surfaces as any of a dozen types
             raise DamagedCheckpointError(f"{name} is damaged: {_reason(error)}") from error
         for item in templates:
             found = _checksum(restored[item])
-            if found != expected[item]:
+            if found != checksums[item]:
                 raise DamagedCheckpointError(
-                    f"{name} is damaged: expected its {item} with SHA-256 {expected[item][:12]}, "
+                    f"{name} is damaged: expected its {item} with SHA-256 {checksums[item][:12]}, "
                     f"found {found[:12]}"
                 )
         return {item: restored[item] for item in templates}
@@ -162,31 +197,37 @@ class Checkpoints:
         """The state of `step`.
 
         `template` holds a jax.ShapeDtypeStruct with a sharding in place of each array. Raises
-        DamagedCheckpointError if the checkpoint does not read back as it was saved.
+        DamagedCheckpointError if the checkpoint does not read back as it was saved, and UserError if it is
+        of another network.
         """
         restored = self._restore(step, _items(template))
         return TrainState(**restored["weights"], **restored["rest"])
 
     def restore_latest(self, template: TrainState, report: Callable[[str], None]) -> TrainState | None:
-        """The newest intact state, or None if there is none.
+        """The newest intact state, or None if nothing was saved yet.
 
         Damaged checkpoints newer than it are told to `report` and deleted, so that training can save
-        their steps again.
+        their steps again. Raises UserError, and deletes nothing, if all are damaged or of another network.
         """
-        damaged = []
+        damaged: list[int] = []
+        problems: list[str] = []
         for step in reversed(self.steps()):
             try:
                 state = self.restore(step, template)
             except DamagedCheckpointError as error:
-                report(f"{error}; going back to the one before it")
                 damaged.append(step)
+                problems.append(str(error))
                 continue
-            break
-        else:
-            state = None
-        for step in damaged:
-            self._manager.delete(step)
-        return state
+            for problem in problems:
+                report(f"{problem}; going back to checkpoint {step}")
+            for each in damaged:
+                self._manager.delete(each)
+            return state
+        if problems:
+            raise UserError(
+                "\n".join([*problems, f"no checkpoint is intact: remove {self._directory} to start anew"])
+            )
+        return None
 
     def restore_variables(self, step: int, template: Variables) -> Variables:
         """The weights of `step`, as `restore` would give them."""

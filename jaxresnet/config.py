@@ -62,6 +62,8 @@ DATASETS = {
 }  # fmt: skip
 
 PositiveInt = Annotated[int, Field(ge=1)]
+Width = Annotated[int, Field(ge=1, le=65_536)]
+Depth = Annotated[int, Field(ge=1, le=1_000)]
 
 
 class _Section(BaseModel):
@@ -71,13 +73,13 @@ class _Section(BaseModel):
 class ModelConfig(_Section):
     """The network: a stem, stages of residual blocks, a pooled linear head."""
 
-    stem_kernel: PositiveInt = 7
+    stem_kernel: int = Field(7, ge=1, le=63)
     """Side of the stem convolution's kernel, in pixels; odd."""
-    stem_channels: PositiveInt = 64
+    stem_channels: Width = 64
     """Channels of the stem."""
-    stage_blocks: tuple[PositiveInt, ...] = (2, 4, 4, 1)
+    stage_blocks: tuple[Depth, ...] = (2, 4, 4, 1)
     """Residual blocks in each stage."""
-    stage_channels: tuple[PositiveInt, ...] = (64, 96, 128, 512)
+    stage_channels: tuple[Width, ...] = (64, 96, 128, 512)
     """Channels of each stage."""
     stage_strides: tuple[PositiveInt, ...] = (1, 2, 2, 2)
     """Stride of each stage's first block."""
@@ -161,7 +163,7 @@ class Config(_Section):
     """Arithmetic of the network; parameters and statistics are float32 in each case."""
     loss: Literal["cross_entropy", "mse"] = "cross_entropy"
     """cross_entropy, or mse: squared error of the class probabilities, averaged over classes."""
-    cpu_devices: PositiveInt = 4
+    cpu_devices: int = Field(4, ge=1, le=256)
     """Virtual devices that a CPU is divided into: the batch is sharded over them. Ignored on a GPU."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
@@ -295,10 +297,10 @@ def parse_config(text: str, source: str = "") -> Config:
         return Config.model_validate_json(
             json.dumps(tomllib.loads(text), default=str, ensure_ascii=False), strict=True
         )
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{source}expected TOML: {error}", 2) from None
     except ValidationError as error:
         raise _problems(error, source) from None
+    except (ValueError, RecursionError) as error:  # tomllib's own, and a number or nesting without end
+        raise UserError(f"{source}expected TOML: {error}", 2) from None
 
 
 def dump_config(config: Config) -> str:

@@ -1,5 +1,6 @@
 """Errors that are the user's to mend, and how a command reports them."""
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -30,6 +31,7 @@ def run_command(main: Callable[[Sequence[str]], None]) -> NoReturn:
     """Run `main(argv)` and exit: 0 when it returns, else with one line on stderr per error and its code."""
     try:
         main(sys.argv[1:])
+        sys.stdout.flush()
     except UserError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
@@ -37,6 +39,10 @@ def run_command(main: Callable[[Sequence[str]], None]) -> NoReturn:
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         exit_now(stop.exit_code)
+    except OSError as error:
+        place = f" {error.filename}" if error.filename else ""
+        print(f"error: cannot read or write{place}: {error.strerror or error}", file=sys.stderr)
+        exit_now(1)
     except KeyboardInterrupt:
         exit_now(130)
     sys.exit(0)
@@ -44,6 +50,7 @@ def run_command(main: Callable[[Sequence[str]], None]) -> NoReturn:
 
 def exit_now(code: int) -> NoReturn:
     """Exit without waiting for threads: a compilation in the background cannot be cancelled."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
     os._exit(code)

@@ -14,7 +14,7 @@ from jaxresnet.config import Config
 from jaxresnet.data import Split, evaluation_batches
 from jaxresnet.errors import UserError
 from jaxresnet.metrics import Metrics
-from jaxresnet.runtime import replicated, shard_batch
+from jaxresnet.runtime import quiet_libraries, replicated, shard_batch
 from jaxresnet.step import TrainState, Variables, make_eval_step, make_init, make_predict
 from jaxresnet.workdir import Workdir
 
@@ -52,6 +52,7 @@ def load_run(workdir: Path, mesh: Mesh, checkpoint: str = "latest") -> TrainedRu
 
     The folder is only read. Raises UserError if the run or the checkpoint does not exist or is damaged.
     """
+    quiet_libraries()
     run = Workdir(workdir)
     config = run.require_config()
     missing = UserError(f"no checkpoint in {workdir} yet: it appears after the run's first epoch")
@@ -68,12 +69,12 @@ def load_run(workdir: Path, mesh: Mesh, checkpoint: str = "latest") -> TrainedRu
             if step is None:
                 raise UserError(f"no checkpoint in {workdir} was evaluated: use --checkpoint latest")
         else:
-            step = int(checkpoint) if checkpoint.isdecimal() else -1
-            if step not in steps:
+            if checkpoint not in map(str, steps):
                 raise UserError(
                     f"no checkpoint {checkpoint} in {workdir}: expected latest, best, or one of the steps "
                     + ", ".join(map(str, steps))
                 )
+            step = int(checkpoint)
         try:
             variables = checkpoints.restore_variables(step, state_template(config, mesh).variables)
         except DamagedCheckpointError as error:
@@ -105,10 +106,10 @@ def evaluate(
 ) -> Metrics | None:
     """Sums over every example of `split`, each counted once; None if `stop()` came true on the way.
 
-    `batch_size` is rounded up to a multiple of the devices.
+    `batch_size` is cut to the split's size and rounded up to a multiple of the devices.
     """
     devices = mesh.devices.size
-    batch_size = -(-batch_size // devices) * devices
+    batch_size = -(-min(batch_size, len(split.labels)) // devices) * devices
     classes = variables["params"]["head"]["bias"].shape[0]
     metrics = jax.device_put(Metrics.empty(classes), replicated(mesh))
     previous = metrics

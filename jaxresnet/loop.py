@@ -60,6 +60,8 @@ def fit(config: Config, workdir: Path, device: str = "auto") -> dict[str, Any]:
             check_batch_size(config.batch_size, mesh.devices.size)
             use_compilation_cache()
             print(headline(config, mesh), flush=True)
+            for note in schedule_notes(config, run.config()):
+                print(note, flush=True)
             splits = stop.run(lambda: load_splits(config), "loading the data")
             with run.open(config):
                 evaluation = Session(config, run, mesh, splits, stop).run_to_end()
@@ -71,7 +73,7 @@ def finished(run: Workdir, config: Config) -> dict[str, Any] | None:
     """The final evaluation, if the run has trained for the configured epochs."""
     evaluation, records = run.evaluation(), run.metrics()
     trained = bool(records) and records[-1]["epoch"] >= config.epochs
-    return evaluation if evaluation and trained and evaluation["step"] >= config.total_steps else None
+    return evaluation if trained and evaluation and evaluation["step"] == records[-1]["step"] else None
 
 
 def headline(config: Config, mesh: Mesh) -> str:
@@ -84,6 +86,21 @@ def headline(config: Config, mesh: Mesh) -> str:
     )
 
 
+def schedule_notes(config: Config, saved: Config | None) -> list[str]:
+    """What may surprise about a cosine schedule: its end moved by resuming, or before the run's."""
+    if config.optimizer.schedule == "constant":
+        return []
+    notes = []
+    if saved is not None and saved.schedule_steps != config.schedule_steps:
+        notes.append(
+            f"note: the learning rate now falls to 0 at step {config.schedule_steps:,}, "
+            f"no longer at {saved.schedule_steps:,}, because schedule_epochs = 0 follows --epochs"
+        )
+    if config.schedule_steps < config.total_steps:
+        notes.append(f"note: the learning rate is 0 from step {config.schedule_steps:,} on (schedule_epochs)")
+    return notes
+
+
 def closing_lines(config: Config, run: Workdir, evaluation: dict[str, Any]) -> str:
     """The last lines of a run: its accuracies, each under its honest name."""
     lines = [f"last step {evaluation['step']:,}: test accuracy {evaluation['accuracy']:.2%}"]
@@ -91,7 +108,7 @@ def closing_lines(config: Config, run: Workdir, evaluation: dict[str, Any]) -> s
     key = f"{split}_accuracy"
     evaluated = [record for record in run.metrics() if key in record]
     if evaluated:
-        best = max(evaluated, key=lambda record: record[key])
+        best = max(evaluated, key=lambda record: (record[key], record["epoch"]))  # the later one, as orbax
         note = " (chosen on the test set, so optimistic)" if split == "test" else ""
         lines.append(f"best epoch {best['epoch']}: {split} accuracy {best[key]:.2%}{note}")
     lines.append(f"evaluate with: python -m jaxresnet.evaluate --workdir {run.path}")
@@ -153,6 +170,12 @@ class Session:
         with Checkpoints(self.run.checkpoints) as self.checkpoints:
             state = self.stop.run(self.restore_or_init, "preparing the network")
             start, pending = int(state.step), state.metrics.count > 0
+            if start > config.total_steps:
+                raise UserError(
+                    f"epochs: the run is at step {start:,} already, expected more than {config.epochs} "
+                    f"({config.total_steps:,} steps)",
+                    2,
+                )
             self.run.cut_metrics(start - 1 if pending else start)
             train_step, eval_step = self.stop.run(lambda: self.compile(state), "compiling")
             batches = self.stop.run(lambda: self.batches(start), "starting the input pipeline")

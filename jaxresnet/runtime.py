@@ -56,10 +56,10 @@ def start_devices(device: str, cpu_devices: int) -> Mesh:
         devices = jax.local_devices()
     except (RuntimeError, AssertionError) as error:  # which one, JAX's version decides
         reason = (str(error).strip() or "JAX has no such backend here").splitlines()[0]
-        raise UserError(
-            f"no {device} device: {reason}; install a CUDA extra (README) on a machine with an NVIDIA GPU, "
-            "or use --device cpu"
-        ) from None
+        remedy = "install a CUDA extra (README) on a machine with an NVIDIA GPU, or use --device cpu"
+        if device != "cuda":
+            remedy = "JAX_PLATFORMS and XLA_FLAGS say what JAX may use"
+        raise UserError(f"no {device} device: {reason}; {remedy}") from None
     # Auto, because the default of explicit axes does not trace a linen train step on jax 0.12.
     return jax.make_mesh((len(devices),), ("data",), devices=devices, axis_types=(AxisType.Auto,))
 

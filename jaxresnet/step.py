@@ -66,7 +66,12 @@ def make_init(config: Config) -> Callable[[], TrainState]:
 
 
 def preprocess(config: Config, images: jax.Array) -> jax.Array:
-    """uint8 [B, H, W, C] to float32, scaled to 0..1 and normalised by the training split's mean and std."""
+    """uint8 [B, H, W, C] to float32, scaled to 0..1 and normalised by the training split's mean and std.
+
+    Raises TypeError for another dtype: values of 0..1 would be taken for black.
+    """
+    if images.dtype != jnp.uint8:
+        raise TypeError(f"expected uint8 images, found {images.dtype}")
     mean, std = jnp.asarray(config.dataset.mean), jnp.asarray(config.dataset.std)
     return (images.astype(jnp.float32) / 255 - mean[None, None, None]) / std[None, None, None]
 

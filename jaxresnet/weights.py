@@ -98,10 +98,14 @@ def from_state_dict(config: Config, state_dict: Mapping[str, np.ndarray]) -> Var
 
 
 def save_weights(path: Path, config: Config, variables: Variables) -> None:
-    """Write a safetensors file that PyTorch and `load_weights` read."""
+    """Write a safetensors file that PyTorch and `load_weights` read. Raises UserError if it cannot be written."""
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    save_file(to_state_dict(variables), path, metadata={"format": "pt", "config": dump_config(config)})
+    try:
+        save_file(to_state_dict(variables), path, metadata={"format": "pt", "config": dump_config(config)})
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write the weights {path}: {error}") from None
 
 
 def load_weights(path: Path, config: Config | None = None) -> tuple[Config, Variables]:

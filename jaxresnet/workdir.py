@@ -118,9 +118,9 @@ class Workdir:
         """The lines of metrics.jsonl, one per finished epoch; a torn last line does not count."""
         records = []
         if self._metrics.exists():
-            for line in self._metrics.read_text().splitlines(keepends=True):
+            for line in self._metrics.read_text(errors="replace").splitlines(keepends=True):
                 if line.endswith("\n"):
-                    records.append(json.loads(line))
+                    records.append(_parse_object(line, f"{self._metrics}, line {len(records) + 1}"))
         return records
 
     def cut_metrics(self, step: int) -> None:
@@ -131,13 +131,29 @@ class Workdir:
 
     def add_environment(self, entry: dict[str, Any]) -> None:
         """Add one start of the run to environment.json."""
-        entries = json.loads(self._environment.read_text()) if self._environment.exists() else []
-        write_json(self._environment, [*entries, entry])
+        starts = []
+        if self._environment.exists():
+            text = self._environment.read_text(errors="replace")
+            starts = _parse_object(f'{{"starts": {text}}}', str(self._environment))["starts"]
+        write_json(self._environment, [*starts, entry])
 
     def evaluation(self) -> dict[str, Any] | None:
         """The evaluation of the latest checkpoint; None before the run's end."""
         path = self.evaluation_path("latest")
-        return json.loads(path.read_text()) if path.exists() else None
+        return _parse_object(path.read_text(errors="replace"), str(path)) if path.exists() else None
+
+
+def _parse_object(text: str, place: str) -> dict[str, Any]:
+    """The JSON object in `text`. Raises UserError naming `place` if there is none."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise UserError(
+            f"{place}: expected JSON, found something else ({error}): mend or remove it"
+        ) from None
+    if not isinstance(value, dict):
+        raise UserError(f"{place}: expected a JSON object, found {type(value).__name__}: mend or remove it")
+    return value
 
 
 def write_json(path: Path, content: Any) -> None:

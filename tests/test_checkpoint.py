@@ -11,6 +11,7 @@ from conftest import mesh_of
 
 from jaxresnet.checkpoint import Checkpoints, DamagedCheckpointError
 from jaxresnet.config import Config
+from jaxresnet.errors import UserError
 from jaxresnet.inference import state_template
 from jaxresnet.runtime import replicated
 from jaxresnet.step import TrainState, make_init
@@ -113,6 +114,7 @@ def test_after_damage_the_checkpoint_before_is_taken(
     assert_same(checkpoints.restore_latest(template, reports.append), at(state, 1))
     assert len(reports) == 1
     assert "checkpoint 2" in reports[0]
+    assert "going back to checkpoint 1" in reports[0]
     assert checkpoints.steps() == [1]
     checkpoints.save(at(state, 2), accuracy=0.2)
     checkpoints.wait()
@@ -127,8 +129,24 @@ def test_another_networks_checkpoint_is_refused(
     wider = tiny_config.model_copy(
         update={"model": tiny_config.model.model_copy(update={"stage_channels": (4, 8)})}
     )
-    with pytest.raises(DamagedCheckpointError):
-        checkpoints.restore(1, state_template(wider, mesh_of(4)))
+    with pytest.raises(
+        UserError, match=r"of another network: at .*expected float32\[8\], found float32\[6\]"
+    ):
+        checkpoints.restore_latest(state_template(wider, mesh_of(4)), print)
+    assert checkpoints.steps() == [1]
+
+
+def test_if_none_is_intact_nothing_is_deleted(
+    checkpoints: Checkpoints, tmp_path: Path, tiny_config: Config, state: TrainState
+):
+    for step in (1, 2):
+        checkpoints.save(at(state, step))
+    checkpoints.wait()
+    for step in (1, 2):
+        truncate(tmp_path / str(step) / "meta" / "metadata")
+    with pytest.raises(UserError, match=r"no checkpoint is intact: remove .* to start anew"):
+        checkpoints.restore_latest(state_template(tiny_config, mesh_of(4)), print)
+    assert checkpoints.steps() == [1, 2]
 
 
 def test_no_checkpoint_is_no_state(checkpoints: Checkpoints, tiny_config: Config):

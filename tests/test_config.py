@@ -106,11 +106,13 @@ BAD_TOML = {
     "model = 3": "model: expected",
     "epochs = 1979-05-27": "epochs: expected a valid integer",
     "epochs =": "expected TOML",
+    "seed = 1" + 5000 * "0": "expected TOML",
+    "[model]\nstem_channels = 9223372036854775808": "model.stem_channels: expected less than or equal to 65536",
     b"\xff\xfe": "expected a TOML file in UTF-8",
 }
 
 
-@pytest.mark.parametrize("text", BAD_TOML, ids=str)
+@pytest.mark.parametrize("text", BAD_TOML, ids=lambda text: str(text)[:60])
 def test_bad_files_are_told_in_one_line(tmp_path: Path, text: str | bytes):
     with pytest.raises(UserError) as caught:
         load_config(write(tmp_path, text))

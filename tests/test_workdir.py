@@ -87,6 +87,17 @@ def test_metrics_lines_are_added_read_and_cut(tmp_path: Path):
         run.append_metrics({"loss": float("nan")})
 
 
+@pytest.mark.parametrize("content", ["{", "[1]", "null", "\xff"])
+def test_a_damaged_file_is_named(tmp_path: Path, content: str):
+    run = Workdir(tmp_path)
+    (tmp_path / "evaluation.json").write_bytes(content.encode("latin1"))
+    with pytest.raises(UserError, match=r"evaluation.json: expected .*: mend or remove it"):
+        run.evaluation()
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"epoch": 1}\n' + content.encode("latin1") + b"\n")
+    with pytest.raises(UserError, match=r"metrics.jsonl, line 2: expected"):
+        run.metrics()
+
+
 def test_json_is_replaced_whole_or_not_at_all(tmp_path: Path):
     write_json(tmp_path / "a.json", {"x": 1})
     with pytest.raises(ValueError, match="JSON compliant"):

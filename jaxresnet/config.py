@@ -10,7 +10,7 @@ import difflib
 import json
 import math
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, get_origin
@@ -355,6 +355,11 @@ class ArgumentParser(argparse.ArgumentParser):
         if unknown:
             near = difflib.get_close_matches(unknown[0].split("=")[0], self._option_string_actions, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
+            before = argv[argv.index(unknown[0]) - 1]
+            action = self._option_string_actions.get(before)
+            if action is not None and action.nargs == 0:
+                section, dot, key = before.rpartition(".")
+                hint = f"; {before} takes no value, its opposite is {section}{dot}no-{key.removeprefix('no-')}"
             self.error(f"unknown argument {unknown[0]}{hint}")
         return args
 
@@ -364,6 +369,11 @@ def add_config_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="TOML file to start from; without it, the paper's recipe"
     )
+    add_setting_arguments(parser)
+
+
+def add_setting_arguments(parser: ArgumentParser) -> None:
+    """Add one flag per setting."""
     groups: dict[str, argparse._ArgumentGroup] = {}
     for name, field in _fields(Config).items():
         section = name.rpartition(".")[0]
@@ -395,12 +405,38 @@ def config_from_arguments(args: argparse.Namespace) -> Config:
 
     Raises UserError (exit code 2), one line per problem.
     """
-    values = (load_config(args.config) if args.config else Config()).model_dump()
-    for name in _fields(Config):
-        if hasattr(args, name):
-            section, _, key = name.rpartition(".")
-            (values[section] if section else values)[key] = getattr(args, name)
+    return override(load_config(args.config) if args.config else Config(), setting_arguments(args))
+
+
+def setting_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings that were given as flags, by dotted name, not yet validated."""
+    return {name: getattr(args, name) for name in _fields(Config) if hasattr(args, name)}
+
+
+def override(config: Config, settings: Mapping[str, Any]) -> Config:
+    """`config` with other values for some settings, by dotted name.
+
+    Raises UserError (exit code 2), one line per problem.
+    """
+    values = config.model_dump()
+    for name, value in settings.items():
+        section, _, key = name.rpartition(".")
+        (values[section] if section else values)[key] = value
     try:
         return Config.model_validate(values)
     except ValidationError as error:
         raise _problems(error, "") from None
+
+
+def to_arguments(settings: Mapping[str, Any]) -> list[str]:
+    """The flags that `config_from_arguments` reads as these settings, by dotted name."""
+    arguments = []
+    for name, value in settings.items():
+        section, dot, key = name.replace("_", "-").rpartition(".")
+        if isinstance(value, bool):
+            arguments.append(f"--{section}{dot}{'' if value else 'no-'}{key}")
+        elif isinstance(value, tuple):
+            arguments += [f"--{section}{dot}{key}", *map(str, value)]
+        else:
+            arguments.append(f"--{section}{dot}{key}={value}")
+    return arguments

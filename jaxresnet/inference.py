@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from jaxresnet.batch import Batch
@@ -13,7 +14,7 @@ from jaxresnet.checkpoint import Checkpoints, DamagedCheckpointError
 from jaxresnet.config import Config
 from jaxresnet.data import Split, evaluation_batches
 from jaxresnet.errors import UserError
-from jaxresnet.metrics import Metrics
+from jaxresnet.metrics import LOSSES, Metrics
 from jaxresnet.runtime import quiet_libraries, replicated, shard_batch
 from jaxresnet.step import TrainState, Variables, make_eval_step, make_init, make_predict
 from jaxresnet.workdir import Workdir
@@ -108,8 +109,7 @@ def evaluate(
 
     `batch_size` is cut to the split's size and rounded up to a multiple of the devices.
     """
-    devices = mesh.devices.size
-    batch_size = -(-min(batch_size, len(split.labels)) // devices) * devices
+    batch_size = _whole_batches(batch_size, split, mesh)
     classes = variables["params"]["head"]["bias"].shape[0]
     metrics = jax.device_put(Metrics.empty(classes), replicated(mesh))
     previous = metrics
@@ -120,6 +120,33 @@ def evaluate(
         jax.block_until_ready(previous)
         previous, metrics = metrics, eval_step(variables, metrics, shard_batch(mesh, batch))
     return jax.device_get(metrics)
+
+
+def predict_split(run: TrainedRun, split: Split, batch_size: int, mesh: Mesh) -> np.ndarray:
+    """Logits float32 [N, C] of every example of `split`, in its order.
+
+    `batch_size` is treated as by `evaluate`.
+    """
+    predict = jax.jit(run.predict, out_shardings=replicated(mesh))
+    return np.concatenate(
+        [
+            np.asarray(predict(run.variables, shard_batch(mesh, batch).image))[batch.mask]
+            for batch in evaluation_batches(split, _whole_batches(batch_size, split, mesh))
+        ]
+    )
+
+
+def metrics_of_logits(config: Config, logits: np.ndarray, labels: np.ndarray) -> Metrics:
+    """The sums over examples whose logits float32 [N, C] are known; labels are int32 [N]."""
+    targets = jax.nn.one_hot(labels, logits.shape[1])
+    losses = LOSSES[config.loss](logits, targets)
+    empty = Metrics.empty(logits.shape[1])
+    return jax.device_get(empty.add(logits, targets, losses, np.ones(len(labels), bool)))
+
+
+def _whole_batches(batch_size: int, split: Split, mesh: Mesh) -> int:
+    devices = mesh.devices.size
+    return -(-min(batch_size, len(split.labels)) // devices) * devices
 
 
 def evaluation_record(

@@ -53,7 +53,7 @@ def fit(config: Config, workdir: Path, device: str = "auto") -> dict[str, Any]:
     quiet_libraries()
     run = Workdir(workdir)
     run.check(config)
-    evaluation = finished(run, config)
+    evaluation = run.finished(config)
     if evaluation is None:
         with StopSignal() as stop:
             mesh = start_devices(device, config.cpu_devices)
@@ -67,13 +67,6 @@ def fit(config: Config, workdir: Path, device: str = "auto") -> dict[str, Any]:
                 evaluation = Session(config, run, mesh, splits, stop).run_to_end()
     print(closing_lines(config, run, evaluation), flush=True)
     return evaluation
-
-
-def finished(run: Workdir, config: Config) -> dict[str, Any] | None:
-    """The final evaluation, if the run has trained for the configured epochs."""
-    evaluation, records = run.evaluation(), run.metrics()
-    trained = bool(records) and records[-1]["epoch"] >= config.epochs
-    return evaluation if trained and evaluation and evaluation["step"] == records[-1]["step"] else None
 
 
 def headline(config: Config, mesh: Mesh) -> str:
@@ -112,6 +105,7 @@ def closing_lines(config: Config, run: Workdir, evaluation: dict[str, Any]) -> s
         note = " (chosen on the test set, so optimistic)" if split == "test" else ""
         lines.append(f"best epoch {best['epoch']}: {split} accuracy {best[key]:.2%}{note}")
     lines.append(f"evaluate with: python -m jaxresnet.evaluate --workdir {run.path}")
+    lines.append(f"see it with: python -m jaxresnet.report --workdir {run.path}")
     return "\n".join(lines)
 
 

@@ -142,6 +142,12 @@ class Workdir:
         path = self.evaluation_path("latest")
         return _parse_object(path.read_text(errors="replace"), str(path)) if path.exists() else None
 
+    def finished(self, config: Config) -> dict[str, Any] | None:
+        """The final evaluation, if the run has trained for the epochs of `config`."""
+        evaluation, records = self.evaluation(), self.metrics()
+        trained = bool(records) and records[-1]["epoch"] >= config.epochs
+        return evaluation if trained and evaluation and evaluation["step"] == records[-1]["step"] else None
+
 
 def _parse_object(text: str, place: str) -> dict[str, Any]:
     """The JSON object in `text`. Raises UserError naming `place` if there is none."""

@@ -1,4 +1,4 @@
-"""The three commands as a user meets them, in fresh processes."""
+"""The commands as a user meets them, in fresh processes."""
 
 import json
 import os
@@ -131,7 +131,7 @@ def test_evaluation_of_the_best_and_of_a_step(uninterrupted: Path):
     assert "135" in err
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "summary"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "summary", "report", "sweep"])
 def test_help_is_answered_at_once(command: str):
     began = time.monotonic()
     code, out, _ = run(command, "--help")
@@ -145,6 +145,7 @@ def test_help_is_answered_at_once(command: str):
     [
         (["train", "--epochs", "0"], 2, "epochs: expected greater than or equal to 1, found '0'"),
         (["train", "--epoch", "3"], 2, "did you mean --epochs?"),
+        (["train", "--model.conv-bias", "false"], 2, "its opposite is --model.no-conv-bias"),
         (["train", "--config", "none.toml"], 2, "cannot read the configuration none.toml"),
         (["train", "--device", "tpu"], 2, "invalid choice: 'tpu'"),
         (

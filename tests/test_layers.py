@@ -23,11 +23,15 @@ LAYERS = {
     "runtime": 3,
     "checkpoint": 4,
     "weights": 4,
+    "comparison": 4,
+    "figures": 5,
     "inference": 5,
     "loop": 6,
     "train": 7,
     "evaluate": 7,
     "summary": 7,
+    "report": 7,
+    "sweep": 7,
 }
 
 OWNERS = {
@@ -40,6 +44,7 @@ OWNERS = {
     "pydantic": {"config"},
     "safetensors": {"weights"},
     "rich": {"progress"},
+    "matplotlib": {"figures"},
     "tensorboardX": {"progress"},
     # Nothing that only reads a configuration or the command line may load JAX.
     "jax": {"model", "metrics", "step", "runtime", "checkpoint", "weights", "inference", "loop"},

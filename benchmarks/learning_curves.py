@@ -21,6 +21,7 @@ from jaxresnet.config import Config, load_config
 from jaxresnet.data import evaluation_batches, load_split, train_batches
 from jaxresnet.loop import fit
 from jaxresnet.optimizer import make_schedule
+from jaxresnet.runtime import quiet_libraries
 from jaxresnet.workdir import Workdir, write_json
 
 ROOT = Path(__file__).parent.parent
@@ -69,7 +70,7 @@ def train_pytorch(config: Config, output: Path) -> None:
             batch = next(batches)
             for group in optimizer.param_groups:
                 group["lr"] = float(schedule(step))
-            labels = torch.from_numpy(batch.label).long()
+            labels = torch.tensor(batch.label).long()
             optimizer.zero_grad()
             logits = network(prepare(batch.image))
             loss = torch.nn.functional.cross_entropy(logits, labels)
@@ -91,7 +92,7 @@ def train_pytorch(config: Config, output: Path) -> None:
         loss_sum, correct = 0.0, 0
         with torch.no_grad():
             for batch in evaluation_batches(test, config.batch_size):
-                labels = torch.from_numpy(batch.label[batch.mask]).long()
+                labels = torch.tensor(batch.label[batch.mask]).long()
                 logits = network(prepare(batch.image[batch.mask]))
                 loss_sum += torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
                 correct += (logits.argmax(1) == labels).sum().item()
@@ -174,6 +175,7 @@ def main() -> None:
     parser.add_argument("--frameworks", nargs="+", choices=list(FRAMEWORKS), default=list(FRAMEWORKS))
     parser.add_argument("--cpu-devices", type=int, default=1, help="virtual devices of JAX's CPU backend")
     args = parser.parse_args()
+    quiet_libraries()
     for seed in args.seeds:
         config = make_config(seed, args.epochs, args.cpu_devices)
         for framework in args.frameworks:

@@ -359,7 +359,9 @@ class ArgumentParser(argparse.ArgumentParser):
             action = self._option_string_actions.get(before)
             if action is not None and action.nargs == 0:
                 section, dot, key = before.rpartition(".")
-                hint = f"; {before} takes no value, its opposite is {section}{dot}no-{key.removeprefix('no-')}"
+                hint = (
+                    f"; {before} takes no value, its opposite is {section}{dot}no-{key.removeprefix('no-')}"
+                )
             self.error(f"unknown argument {unknown[0]}{hint}")
         return args
 

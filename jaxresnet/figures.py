@@ -59,11 +59,19 @@ def image_grid(images: Sequence[np.ndarray], titles: Sequence[str], columns: int
     return figure
 
 
-def curves(groups: Sequence[RunGroup], keys: dict[str, str], ylabel: str, scale: float = 1.0) -> Figure:
+def curves(
+    groups: Sequence[RunGroup],
+    keys: dict[str, str],
+    ylabel: str,
+    scale: float = 1.0,
+    *,
+    from_zero: bool = False,
+) -> Figure:
     """Values of metrics.jsonl by epoch: `keys` maps each to its name in the legend, `scale` multiplies them.
 
-    A group of several runs is drawn as their mean, within the band of all of them. With one group the keys
-    have colours of their own, with several the groups have, and the first key is dashed.
+    With `from_zero` the axis begins there. A group of several runs is drawn as their mean, within the band of
+    all of them. With one group the keys have colours of their own, with several the groups have, and the first
+    of several keys is dashed.
     """
     figure = Figure(figsize=(4.8, 3.6))
     axis = figure.subplots()
@@ -77,16 +85,17 @@ def curves(groups: Sequence[RunGroup], keys: dict[str, str], ylabel: str, scale:
             values = [[scale * run[epoch] for run in series if epoch in run] for epoch in epochs]
             means = [sum(each) / len(each) for each in values]
             several = len(groups) > 1
+            dashed = several and len(keys) > 1 and position == 0
             colour = COLOURS[(number if several else position) % len(COLOURS)]
             axis.plot(
                 epochs,
                 means,
                 color=colour,
-                linestyle="--" if several and len(keys) > 1 and position == 0 else "-",
+                linestyle="--" if dashed else "-",
                 linewidth=1.8,
                 marker="o" if len(epochs) <= 15 else None,
                 markersize=3.5,
-                label=", ".join(part for part in (group.name if several else "", name) if part),
+                label=group.name if several and not dashed else None if several else name,
             )
             if len(series) > 1:
                 low, high = [min(each) for each in values], [max(each) for each in values]
@@ -96,6 +105,8 @@ def curves(groups: Sequence[RunGroup], keys: dict[str, str], ylabel: str, scale:
     if "loss" in ylabel and extremes and min(extremes) > 0 and max(extremes) > 20 * min(extremes):
         axis.set_yscale("log")
         axis.yaxis.set_major_formatter(ScalarFormatter())
+    if from_zero:
+        axis.set_ylim(0, 1.05 * max(extremes, default=1.0))
     axis.set(xlabel="epoch", ylabel=ylabel, xlim=(0.5 if longest < 20 else 0, longest + 0.5))
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(linewidth=0.6)

@@ -213,19 +213,24 @@ def add_curves(report: Report, groups: Sequence[RunGroup]) -> None:
     report.heading(
         "Loss and accuracy by epoch",
         "The paper's Figures 4 and 5. Training values are means over the epoch while the network learns, on "
-        "augmented images and with dropout.",
+        "augmented images and with dropout where the run has them.",
     )
+    dashed = " (dashed: training)" if len(groups) > 1 else ""
     report.figures(
-        ("loss.png", "Loss", lambda: curves(groups, {f"{k}_loss": v for k, v in names.items()}, "loss")),
+        (
+            "loss.png",
+            f"Loss{dashed}",
+            lambda: curves(groups, {f"{k}_loss": v for k, v in names.items()}, "loss"),
+        ),
         (
             "accuracy.png",
-            "Accuracy",
+            f"Accuracy{dashed}",
             lambda: curves(groups, {f"{k}_accuracy": v for k, v in names.items()}, "accuracy (%)", 100),
         ),
         (
             "learning_rate.png",
             "Learning rate at the epoch's last step",
-            lambda: curves(groups, {"learning_rate": ""}, "learning rate"),
+            lambda: curves(groups, {"learning_rate": ""}, "learning rate", from_zero=True),
         ),
     )
 
@@ -399,7 +404,7 @@ def add_table_by_class(report: Report, config: Config, evaluation: dict[str, Any
     )
     if paper:
         note += (
-            f" The paper's Table 1 and its text disagree: the table's mean is {PAPER_TABLE_MEAN:.2%} and "
+            f" The paper's Table 1 and its text disagree: the table's mean is {100 * PAPER_TABLE_MEAN:.2f} % and "
             f"{PAPER_TABLE_ABOVE_90} of its classes pass 90 %, the text says 91.26 % and eight."
         )
     report.heading("Accuracy by class", "The paper's Table 1. " + note if paper else note)

@@ -1,26 +1,37 @@
 """Evaluate a trained network on the test split: `python -m jaxresnet.evaluate --workdir runs/digits`.
 
 Prints accuracy, loss and a table by class, and writes them with the confusion matrix to evaluation.json
-(evaluation_best.json, evaluation_STEP.json) in the workdir. Nothing else there is touched.
+(evaluation_best.json, evaluation_STEP.json) in the workdir. Nothing else there is touched. Instead of a
+workdir it takes a safetensors file: `--weights FILE`.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxresnet.config import ArgumentParser
+from jaxresnet.config import ArgumentParser, Config
 from jaxresnet.errors import UserError, run_command
 
 
 def main(argv: Sequence[str]) -> None:
     """Run the command with the arguments `argv`."""
     parser = ArgumentParser(prog="python -m jaxresnet.evaluate", description=__doc__)
-    parser.add_argument("--workdir", type=Path, metavar="DIR", required=True, help="folder of the run")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--workdir", type=Path, metavar="DIR", help="folder of the run")
+    source.add_argument(
+        "--weights", type=Path, metavar="FILE", help="safetensors file with its configuration"
+    )
     parser.add_argument(
         "--checkpoint",
         default="latest",
         metavar="latest|best|STEP",
         help="which checkpoint; best is the most accurate on the split evaluated in training (default: latest)",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="JSON file to write (default: evaluation.json in the workdir; none with --weights)",
     )
     parser.add_argument(
         "--batch-size", type=int, metavar="INT", help="images at a time; no result depends on it"
@@ -37,39 +48,50 @@ def main(argv: Sequence[str]) -> None:
 
     # Here, so that --help and a wrong flag are answered at once.
     from jaxresnet.data import load_split
-    from jaxresnet.inference import evaluate, evaluation_record, jit_eval_step, load_run
+    from jaxresnet.inference import (
+        evaluate,
+        evaluation_record,
+        jit_eval_step,
+        load_run,
+        load_weights_file,
+    )
     from jaxresnet.runtime import quiet_libraries, start_devices, use_compilation_cache
     from jaxresnet.workdir import Workdir, write_json
 
     quiet_libraries()
-    workdir = Workdir(args.workdir)
-    config = workdir.require_config()
-    mesh = start_devices(args.device, config.cpu_devices)
+    devices = Workdir(args.workdir).require_config().cpu_devices if args.workdir else Config().cpu_devices
+    mesh = start_devices(args.device, devices)
     use_compilation_cache()
-    run = load_run(args.workdir, mesh, args.checkpoint)
+    if args.workdir:
+        run = load_run(args.workdir, mesh, args.checkpoint)
+        output = args.output or Workdir(args.workdir).evaluation_path(args.checkpoint)
+    else:
+        run, output = load_weights_file(args.weights, mesh), args.output
     metrics = evaluate(
-        jit_eval_step(config, mesh),
+        jit_eval_step(run.config, mesh),
         run.variables,
-        load_split(config.data, "test"),
-        args.batch_size or config.batch_size,
+        load_split(run.config.data, "test"),
+        args.batch_size or run.config.batch_size,
         mesh,
     )
-    record = evaluation_record(config, metrics, run.checkpoint, run.step, run.selected_on)
+    record = evaluation_record(run.config, metrics, run.checkpoint, run.step, run.selected_on)
     print(as_text(record))
-    path = workdir.evaluation_path(args.checkpoint)
+    if output is None:
+        return
     try:
-        write_json(path, record)
+        write_json(output, record)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
-    print(f"written to {path}")
+        raise UserError(f"cannot write {output}: {error.strerror}") from None
+    print(f"written to {output}")
 
 
 def as_text(record: dict[str, Any]) -> str:
     """The evaluation as lines for a person, accuracies in percent."""
     selection = f", chosen on the {record['selected_on']} split" if record["selected_on"] else ""
     width = max(len(name) for name in record["per_class_accuracy"])
+    step = "" if record["step"] is None else f" (step {record['step']:,}{selection})"
     lines = [
-        f"checkpoint {record['checkpoint']} (step {record['step']:,}{selection})",
+        f"checkpoint {record['checkpoint']}{step}",
         f"{record['split']} accuracy {record['accuracy']:.2%}, loss {record['loss']:.4f}, "
         f"{record['examples']:,} images",
     ]

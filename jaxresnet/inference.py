@@ -17,6 +17,7 @@ from jaxresnet.errors import UserError
 from jaxresnet.metrics import LOSSES, Metrics
 from jaxresnet.runtime import quiet_libraries, replicated, shard_batch
 from jaxresnet.step import TrainState, Variables, make_eval_step, make_init, make_predict
+from jaxresnet.weights import load_weights
 from jaxresnet.workdir import Workdir
 
 EvalStep = Callable[[Variables, Metrics, Batch], Metrics]
@@ -27,7 +28,8 @@ class TrainedRun:
     """A checkpoint of a run, ready to predict.
 
     `predict(variables, images)` maps uint8 [B, H, W, C] to float32 logits [B, classes]; it is pure and not
-    jitted. `selected_on` names the split that chose the checkpoint among others: None for all but the best.
+    jitted. `step` is None for weights from a file. `selected_on` names the split that chose the checkpoint
+    among others: None for all but the best.
     """
 
     config: Config
@@ -35,7 +37,7 @@ class TrainedRun:
     class_names: tuple[str, ...]
     predict: Callable[[Variables, jax.Array], jax.Array]
     checkpoint: str
-    step: int
+    step: int | None
     selected_on: str | None
 
 
@@ -89,6 +91,24 @@ def load_run(workdir: Path, mesh: Mesh, checkpoint: str = "latest") -> TrainedRu
         checkpoint=checkpoint,
         step=step,
         selected_on=config.evaluation.split if checkpoint == "best" else None,
+    )
+
+
+def load_weights_file(path: Path, mesh: Mesh) -> TrainedRun:
+    """Load the weights in a safetensors file that `jaxresnet.weights.save_weights` wrote.
+
+    Raises UserError if it cannot be read or does not fit the network it describes.
+    """
+    quiet_libraries()
+    config, variables = load_weights(path)
+    return TrainedRun(
+        config=config,
+        variables=jax.device_put(variables, replicated(mesh)),
+        class_names=config.dataset.class_names,
+        predict=make_predict(config),
+        checkpoint=path.name,
+        step=None,
+        selected_on=None,
     )
 
 
@@ -150,7 +170,7 @@ def _whole_batches(batch_size: int, split: Split, mesh: Mesh) -> int:
 
 
 def evaluation_record(
-    config: Config, metrics: Metrics, checkpoint: str, step: int, selected_on: str | None
+    config: Config, metrics: Metrics, checkpoint: str, step: int | None, selected_on: str | None
 ) -> dict[str, Any]:
     """The content of evaluation.json for sums over the test split.
 

@@ -27,6 +27,7 @@ from jaxresnet.runtime import (
     StopSignal,
     check_batch_size,
     describe_environment,
+    peak_device_bytes,
     quiet_libraries,
     replicated,
     shard_batch,
@@ -159,7 +160,7 @@ class Session:
     def run_to_end(self) -> dict[str, Any]:
         """Restore or start, train the epochs that are left, evaluate. Returns the final evaluation."""
         config = self.config
-        command = ["python", *sys.orig_argv[1:]]
+        began, command = time.monotonic(), ["python", *sys.orig_argv[1:]]
         self.run.add_environment(describe_environment(self.mesh, config.precision, command))
         with Checkpoints(self.run.checkpoints) as self.checkpoints:
             state = self.stop.run(self.restore_or_init, "preparing the network")
@@ -179,7 +180,11 @@ class Session:
                     state, timing = self.train_epoch(epoch, state, train_step, batches)
                     state, last_evaluation = self.close_epoch(epoch, state, timing, eval_step)
             self.checkpoints.wait()
-            return self.evaluate_end(state, eval_step, last_evaluation)
+            evaluation = self.evaluate_end(state, eval_step, last_evaluation)
+        self.run.extend_environment(
+            seconds=round(time.monotonic() - began, 1), peak_device_bytes=peak_device_bytes(self.mesh)
+        )
+        return evaluation
 
     def restore_or_init(self) -> TrainState:
         """The state of the newest intact checkpoint, else a new one."""
@@ -211,7 +216,9 @@ class Session:
             train_step.lower(state, batch).compile(),
             jit_eval_step(self.config, self.mesh).lower(state.variables, state.metrics, batch).compile(),
         )
-        print(f"compiled in {time.monotonic() - began:.1f} s", flush=True)
+        seconds = round(time.monotonic() - began, 1)
+        self.run.extend_environment(compile_seconds=seconds)
+        print(f"compiled in {seconds} s", flush=True)
         return compiled
 
     def batches(self, start: int) -> Iterator[Batch]:

@@ -184,6 +184,12 @@ def describe_environment(mesh: Mesh, precision: str, argv: list[str]) -> dict[st
     }
 
 
+def peak_device_bytes(mesh: Mesh) -> int | None:
+    """The most memory that any device of the mesh has had in use so far; None where it is not counted, on a CPU."""
+    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in mesh.local_devices]
+    return max((peak for peak in peaks if peak is not None), default=None)
+
+
 def _git() -> dict[str, Any] | None:
     """The commit that the package's source is checked out at; None where it is installed otherwise."""
     root = Path(__file__).resolve().parent.parent

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxresnet.config import Config, dump_config, parse_config
+from jaxresnet.config import Config, dump_config, override, parse_config
 from jaxresnet.errors import UserError
 from jaxresnet.step import Variables, make_init
 
@@ -98,12 +98,16 @@ def from_state_dict(config: Config, state_dict: Mapping[str, np.ndarray]) -> Var
 
 
 def save_weights(path: Path, config: Config, variables: Variables) -> None:
-    """Write a safetensors file that PyTorch and `load_weights` read. Raises UserError if it cannot be written."""
+    """Write a safetensors file that PyTorch and `load_weights` read. Raises UserError if it cannot be written.
+
+    The configuration goes with it, but for the data set's folder, which is this machine's own.
+    """
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
+    text = dump_config(override(config, {"data.dir": ""}))
     try:
-        save_file(to_state_dict(variables), path, metadata={"format": "pt", "config": dump_config(config)})
+        save_file(to_state_dict(variables), path, metadata={"format": "pt", "config": text})
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write the weights {path}: {error}") from None
 

@@ -131,11 +131,19 @@ class Workdir:
 
     def add_environment(self, entry: dict[str, Any]) -> None:
         """Add one start of the run to environment.json."""
-        starts = []
-        if self._environment.exists():
-            text = self._environment.read_text(errors="replace")
-            starts = _parse_object(f'{{"starts": {text}}}', str(self._environment))["starts"]
-        write_json(self._environment, [*starts, entry])
+        write_json(self._environment, [*self.environment(), entry])
+
+    def extend_environment(self, **values: Any) -> None:
+        """Add what this start has measured to its entry, the last one, in environment.json."""
+        *earlier, entry = self.environment()
+        write_json(self._environment, [*earlier, entry | values])
+
+    def environment(self) -> list[dict[str, Any]]:
+        """The starts of the run; none before the first."""
+        if not self._environment.exists():
+            return []
+        text = self._environment.read_text(errors="replace")
+        return _parse_object(f'{{"starts": {text}}}', str(self._environment))["starts"]
 
     def evaluation(self) -> dict[str, Any] | None:
         """The evaluation of the latest checkpoint; None before the run's end."""

@@ -9,6 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import mesh_of
+
+from jaxresnet.inference import load_run
+from jaxresnet.weights import save_weights
 
 TINY = """
 epochs = 3
@@ -114,6 +118,22 @@ def test_evaluation_is_the_same_on_one_device_or_four_at_any_batch_size(uninterr
     for record in records:
         assert record.pop("loss") == pytest.approx(trained["loss"], rel=1e-5)
         assert record == {key: value for key, value in trained.items() if key != "loss"}
+
+
+def test_a_weights_file_evaluates_like_the_run_it_comes_from(uninterrupted: Path, tmp_path: Path):
+    trained = load_run(uninterrupted, mesh_of(4))
+    file, output = tmp_path / "weights.safetensors", tmp_path / "evaluation.json"
+    save_weights(file, trained.config, trained.variables)
+    code, out, err = run("evaluate", "--weights", file, "--output", output)
+    assert (code, err) == (0, "")
+    assert out.startswith("checkpoint weights.safetensors\ntest accuracy ")
+    record = json.loads(output.read_text())
+    expected = json.loads((uninterrupted / "evaluation.json").read_text())
+    assert record.pop("loss") == pytest.approx(expected.pop("loss"), rel=1e-5)
+    assert record == expected | {"checkpoint": "weights.safetensors", "step": None}
+    code, _, err = run("evaluate", "--weights", file, "--workdir", uninterrupted)
+    assert code == 2
+    assert "not allowed with" in err
 
 
 def test_evaluation_of_the_best_and_of_a_step(uninterrupted: Path):

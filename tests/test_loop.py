@@ -79,6 +79,8 @@ def test_a_run_leaves_what_is_promised(finished: Path, config: Config):
     (environment,) = json.loads((finished / "environment.json").read_text())
     assert environment["devices"] == ["cpu"] * 4
     assert environment["versions"]["jax"] == jax.__version__
+    assert environment["seconds"] > environment["compile_seconds"] > 0
+    assert environment["peak_device_bytes"] is None  # not counted on a CPU
     assert list((finished / "tensorboard").glob("events*"))
 
 

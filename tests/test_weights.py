@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jaxresnet.config import Config
+from jaxresnet.config import Config, override
 from jaxresnet.errors import UserError
 from jaxresnet.step import Variables, make_init
 from jaxresnet.weights import from_state_dict, load_weights, save_weights, to_state_dict
@@ -96,3 +96,11 @@ def test_neither_a_damaged_file_nor_a_pickle_is_read(tmp_path: Path):
     with pytest.raises(UserError, match="cannot read the weights"):
         load_weights(tmp_path / "none.safetensors")
     assert not (tmp_path / "executed").exists()
+
+
+def test_a_files_configuration_names_no_folder_of_this_machine(
+    tmp_path: Path, tiny_config: Config, variables: Variables
+):
+    save_weights(tmp_path / "weights.safetensors", override(tiny_config, {"data.dir": "/data"}), variables)
+    config, _ = load_weights(tmp_path / "weights.safetensors")
+    assert config == tiny_config

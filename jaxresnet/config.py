@@ -118,11 +118,11 @@ class AugmentConfig(_Section):
 class OptimizerConfig(_Section):
     """SGD with momentum, weight decay and a learning-rate schedule."""
 
-    learning_rate: float = Field(0.05, gt=0)
+    learning_rate: float = Field(0.05, gt=0, le=1e30)
     """Initial learning rate."""
     momentum: float = Field(0.9, ge=0, lt=1)
     """Decay of the momentum buffer; not Nesterov's."""
-    weight_decay: float = Field(1e-5, ge=0)
+    weight_decay: float = Field(1e-5, ge=0, le=1e30)
     """Weight decay of all parameters, biases and BatchNorm included."""
     decoupled: bool = True
     """True: theta -= lr * (buffer + decay * theta). False: decay * theta enters the buffer, as in PyTorch's SGD."""
@@ -364,6 +364,16 @@ class ArgumentParser(argparse.ArgumentParser):
                 )
             self.error(f"unknown argument {unknown[0]}{hint}")
         return args
+
+
+def add_device_argument(parser: ArgumentParser) -> None:
+    """Add --device, which `jaxresnet.runtime.start_devices` reads."""
+    parser.add_argument(
+        "--device",
+        choices=["auto", "cpu", "cuda"],
+        default="auto",
+        help="auto takes a GPU if there is one; cuda fails without one (default: auto)",
+    )
 
 
 def add_config_arguments(parser: ArgumentParser) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxresnet.config import ArgumentParser, Config
+from jaxresnet.config import ArgumentParser, Config, add_device_argument
 from jaxresnet.errors import UserError, run_command
 
 
@@ -36,12 +36,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--batch-size", type=int, metavar="INT", help="images at a time; no result depends on it"
     )
-    parser.add_argument(
-        "--device",
-        choices=["auto", "cpu", "cuda"],
-        default="auto",
-        help="auto takes a GPU if there is one; cuda fails without one (default: auto)",
-    )
+    add_device_argument(parser)
     args = parser.parse(argv)
     if args.batch_size is not None and args.batch_size < 1:
         raise UserError(f"--batch-size: expected at least 1, found {args.batch_size}", 2)

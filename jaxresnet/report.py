@@ -22,7 +22,7 @@ from jaxresnet.comparison import (
     group_runs,
     read_runs,
 )
-from jaxresnet.config import ArgumentParser, AugmentConfig, Config, differing_keys
+from jaxresnet.config import ArgumentParser, AugmentConfig, Config, add_device_argument, differing_keys
 from jaxresnet.errors import UserError, run_command
 from jaxresnet.workdir import Workdir
 
@@ -52,12 +52,7 @@ def main(argv: Sequence[str]) -> None:
         metavar="DIR",
         help="folder of the report (default: report/ in the run's folder, or where the runs' folders are)",
     )
-    parser.add_argument(
-        "--device",
-        choices=["auto", "cpu", "cuda"],
-        default="auto",
-        help="what predicts the test split: auto takes a GPU if there is one (default: auto)",
-    )
+    add_device_argument(parser)
     args = parser.parse(argv)
     print(f"written to {write_report(args.workdir, args.output, args.device)}")
 

@@ -23,6 +23,7 @@ from jaxresnet.comparison import (
 from jaxresnet.config import (
     ArgumentParser,
     Config,
+    add_device_argument,
     add_setting_arguments,
     differing_keys,
     load_config,
@@ -60,12 +61,7 @@ def main(argv: Sequence[str]) -> None:
         default=Path("runs/sweep"),
         help="folder of the runs (default: runs/sweep)",
     )
-    parser.add_argument(
-        "--device",
-        choices=["auto", "cpu", "cuda"],
-        default="auto",
-        help="as for jaxresnet.train (default: auto)",
-    )
+    add_device_argument(parser)
     add_setting_arguments(parser)
     args = parser.parse(argv)
     settings = setting_arguments(args)

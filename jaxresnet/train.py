@@ -6,7 +6,7 @@ Started again on the same workdir, it resumes; on a finished run it prints the r
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxresnet.config import ArgumentParser, add_config_arguments, config_from_arguments
+from jaxresnet.config import ArgumentParser, add_config_arguments, add_device_argument, config_from_arguments
 from jaxresnet.errors import run_command
 
 
@@ -20,12 +20,7 @@ def main(argv: Sequence[str]) -> None:
         help="folder of the run (default: runs/ and the config file's name); a run in it is resumed, with its "
         "own configuration if --config is not given",
     )
-    parser.add_argument(
-        "--device",
-        choices=["auto", "cpu", "cuda"],
-        default="auto",
-        help="auto takes a GPU if there is one; cuda fails without one (default: auto)",
-    )
+    add_device_argument(parser)
     add_config_arguments(parser)
     args = parser.parse(argv)
     if args.config is None and args.workdir is not None and (args.workdir / "config.toml").is_file():

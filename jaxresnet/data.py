@@ -132,6 +132,12 @@ def _require_network(root: Path) -> None:
         )
 
 
+def import_tensorflow() -> None:
+    """Import what `train_batches` needs, several seconds' work, so that it can be done beside other things."""
+    _tensorflow()
+    import jaxresnet.augment  # noqa: F401
+
+
 def _tensorflow():
     """TensorFlow, kept off the GPU, which is JAX's."""
     import tensorflow as tf

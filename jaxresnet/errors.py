@@ -35,7 +35,7 @@ def run_command(main: Callable[[Sequence[str]], None]) -> NoReturn:
     except UserError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        exit_now(error.exit_code)
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         exit_now(stop.exit_code)

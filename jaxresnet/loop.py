@@ -17,13 +17,14 @@ from jax.sharding import Mesh
 from jaxresnet.batch import Batch
 from jaxresnet.checkpoint import Checkpoints
 from jaxresnet.config import Config
-from jaxresnet.data import Split, load_split, train_batches
+from jaxresnet.data import Split, import_tensorflow, load_split, train_batches
 from jaxresnet.errors import Interrupted, UserError
 from jaxresnet.inference import EvalStep, evaluate, evaluation_record, jit_eval_step, state_template
 from jaxresnet.metrics import Metrics
 from jaxresnet.optimizer import make_schedule
 from jaxresnet.progress import Reporter
 from jaxresnet.runtime import (
+    Background,
     StopSignal,
     check_batch_size,
     describe_environment,
@@ -38,6 +39,7 @@ from jaxresnet.step import TrainState, make_init, make_train_step
 from jaxresnet.workdir import Workdir, write_json
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+CompiledSteps = tuple[TrainStep, EvalStep, float]
 
 STEPS_IN_FLIGHT = 2
 """Steps handed to the device and not yet known to be done: one runs, one waits. More would only delay
@@ -63,9 +65,12 @@ def fit(config: Config, workdir: Path, device: str = "auto") -> dict[str, Any]:
             print(headline(config, mesh), flush=True)
             for note in schedule_notes(config, run.config()):
                 print(note, flush=True)
+            # The three take about as long as each other, and two of them leave a core idle at times.
+            steps = Background(lambda: compile_steps(config, mesh))
+            Background(import_tensorflow)
             splits = stop.run(lambda: load_splits(config), "loading the data")
             with run.open(config):
-                evaluation = Session(config, run, mesh, splits, stop).run_to_end()
+                evaluation = Session(config, run, mesh, splits, steps, stop).run_to_end()
     print(closing_lines(config, run, evaluation), flush=True)
     return evaluation
 
@@ -145,6 +150,22 @@ def device_batches(batches: Iterator[Batch], mesh: Mesh, ahead: int = 2) -> Iter
     return stream()
 
 
+def compile_steps(config: Config, mesh: Mesh) -> CompiledSteps:
+    """The two steps of a run, each traced and compiled once, here, and the seconds that took.
+
+    Nothing else of the loop is jitted but the initialisation.
+    """
+    began = time.monotonic()
+    state = state_template(config, mesh)
+    image = (config.batch_size, *config.dataset.image_shape)
+    zeros = Batch(np.zeros(image, np.uint8), np.zeros(image[0], np.int32), np.ones(image[0], bool))
+    batch = shard_batch(mesh, zeros)
+    train_step = jax.jit(make_train_step(config), donate_argnums=0, out_shardings=replicated(mesh))
+    compiled = train_step.lower(state, batch).compile()
+    eval_step = jit_eval_step(config, mesh).lower(state.variables, state.metrics, batch).compile()
+    return compiled, eval_step, round(time.monotonic() - began, 1)
+
+
 @dataclass
 class Session:
     """One process's part of a run, from its newest checkpoint to the end or an interruption."""
@@ -153,6 +174,7 @@ class Session:
     run: Workdir
     mesh: Mesh
     splits: dict[str, Split]
+    steps: Background[CompiledSteps]
     stop: StopSignal
     checkpoints: Checkpoints = field(init=False)
     reporter: Reporter = field(init=False)
@@ -172,8 +194,10 @@ class Session:
                     2,
                 )
             self.run.cut_metrics(start - 1 if pending else start)
-            train_step, eval_step = self.stop.run(lambda: self.compile(state), "compiling")
             batches = self.stop.run(lambda: self.batches(start), "starting the input pipeline")
+            train_step, eval_step, seconds = self.stop.wait(self.steps, "compiling")
+            self.run.extend_environment(compile_seconds=seconds)
+            print(f"compiled in {seconds} s", flush=True)
             last_evaluation = None
             with Reporter(self.run.tensorboard, config.epochs, config.total_steps, start) as self.reporter:
                 for epoch in range(first_epoch(config, state), config.epochs):
@@ -198,28 +222,6 @@ class Session:
         options = {"xla_backend_optimization_level": 0} if on_cpu else None
         init = jax.jit(make_init(self.config), out_shardings=replicated(self.mesh), compiler_options=options)
         return jax.block_until_ready(init())
-
-    def compile(self, state: TrainState) -> tuple[TrainStep, EvalStep]:
-        """The two steps of a run, each traced and compiled once, here; nothing else of the loop is jitted."""
-        began = time.monotonic()
-        size = self.config.batch_size
-        example = Batch(
-            np.zeros((size, *self.config.dataset.image_shape), np.uint8),
-            np.zeros(size, np.int32),
-            np.ones(size, bool),
-        )
-        batch = shard_batch(self.mesh, example)
-        train_step = jax.jit(
-            make_train_step(self.config), donate_argnums=0, out_shardings=replicated(self.mesh)
-        )
-        compiled = (
-            train_step.lower(state, batch).compile(),
-            jit_eval_step(self.config, self.mesh).lower(state.variables, state.metrics, batch).compile(),
-        )
-        seconds = round(time.monotonic() - began, 1)
-        self.run.extend_environment(compile_seconds=seconds)
-        print(f"compiled in {seconds} s", flush=True)
-        return compiled
 
     def batches(self, start: int) -> Iterator[Batch]:
         """The batches of the steps from `start` on."""

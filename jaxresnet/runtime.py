@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -133,24 +133,43 @@ class StopSignal:
 
         Raises Interrupted at the first signal, leaving the thread to itself.
         """
-        outcome: list[Any] = []
+        return self.wait(Background(function), doing)
 
-        def target() -> None:
-            try:
-                outcome.append((True, function()))
-            except BaseException as error:
-                outcome.append((False, error))
-
-        thread = threading.Thread(target=target, daemon=True, name=doing)
-        thread.start()
-        while thread.is_alive():
-            thread.join(0.05)
+    def wait(self, task: "Background[T]", doing: str) -> T:
+        """What `task` returns, or raises. Raises Interrupted at the first signal, leaving it to itself."""
+        while not task.done(0.05):
             if self.number is not None:
                 raise Interrupted(
                     f"interrupted while {doing}: nothing new to save; run the same command again to go on",
                     self.number,
                 )
-        succeeded, value = outcome[0]
+        return task.result()
+
+
+class Background(Generic[T]):
+    """A function that runs in a thread from now on, which does not keep the process from ending."""
+
+    def __init__(self, function: Callable[[], T]):
+        self._function = function
+        self._outcome: list[tuple[bool, Any]] = []
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._outcome.append((True, self._function()))
+        except BaseException as error:
+            self._outcome.append((False, error))
+
+    def done(self, seconds: float) -> bool:
+        """Whether it has returned or raised, after waiting for that up to `seconds`."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def result(self) -> T:
+        """What it returns, or raises, once it has."""
+        self._thread.join()
+        succeeded, value = self._outcome[0]
         if not succeeded:
             raise value
         return value

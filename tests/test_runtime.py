@@ -13,7 +13,7 @@ from conftest import mesh_of
 
 from jaxresnet import runtime
 from jaxresnet.errors import Interrupted, UserError
-from jaxresnet.runtime import StopSignal, check_batch_size, describe_environment, start_devices
+from jaxresnet.runtime import Background, StopSignal, check_batch_size, describe_environment, start_devices
 
 
 def test_the_first_signal_is_noted_and_the_second_ends_the_process():
@@ -56,6 +56,19 @@ def test_results_and_errors_come_through_the_thread():
         assert stop.run(lambda: 7, "counting") == 7
         with pytest.raises(UserError, match="told"):
             stop.run(lambda: (_ for _ in ()).throw(UserError("told")), "failing")
+
+
+def test_a_background_task_is_awaited_and_a_signal_leaves_it():
+    release = threading.Event()
+    task = Background(lambda: release.wait(30))
+    assert not task.done(0.01)
+    with StopSignal() as stop:
+        stop.number = signal.SIGINT
+        with pytest.raises(Interrupted, match="interrupted while waiting"):
+            stop.wait(task, "waiting")
+    release.set()
+    assert task.result() is True
+    assert task.done(0)
 
 
 def test_the_mesh_holds_all_devices():

@@ -65,7 +65,7 @@ def fit(config: Config, workdir: Path, device: str = "auto") -> dict[str, Any]:
             print(headline(config, mesh), flush=True)
             for note in schedule_notes(config, run.config()):
                 print(note, flush=True)
-            # The three take about as long as each other, and two of them leave a core idle at times.
+            # Beside each other, because none of the three keeps two cores busy.
             steps = Background(lambda: compile_steps(config, mesh))
             Background(import_tensorflow)
             splits = stop.run(lambda: load_splits(config), "loading the data")

@@ -11,6 +11,7 @@ from typing import Any
 
 from jaxresnet.config import ArgumentParser, Config, add_device_argument
 from jaxresnet.errors import UserError, run_command
+from jaxresnet.memory import use_huge_pages
 
 
 def main(argv: Sequence[str]) -> None:
@@ -98,4 +99,5 @@ def as_text(record: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
+    use_huge_pages()
     run_command(main)

@@ -15,6 +15,7 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
 from jaxresnet.config import Config
+from jaxresnet.convolution import make_convolution
 
 Initializer = Callable[..., jax.Array]
 
@@ -51,6 +52,7 @@ class LayerFactory:
     initializer: str
     dtype: Any
     precision: jax.lax.Precision
+    shards: int = 1
 
     def conv(self, in_channels: int, features: int, kernel: int, stride: int, name: str) -> nn.Conv:
         """A convolution padded like PyTorch's, (kernel - 1) / 2 on every side.
@@ -68,6 +70,7 @@ class LayerFactory:
             bias_init=bias_init,
             dtype=self.dtype,
             precision=self.precision,
+            conv_general_dilated=make_convolution(self.shards),
             name=name,
         )
 
@@ -158,7 +161,7 @@ def build_model(config: Config) -> ResNet:
     model = config.model
     dtype, precision = COMPUTE[config.precision]
     return ResNet(
-        layers=LayerFactory(model.conv_bias, model.initializer, dtype, precision),
+        layers=LayerFactory(model.conv_bias, model.initializer, dtype, precision, config.cpu_devices),
         stem_kernel=model.stem_kernel,
         stem_channels=model.stem_channels,
         stage_blocks=model.stage_blocks,

@@ -24,6 +24,7 @@ from jaxresnet.comparison import (
 )
 from jaxresnet.config import ArgumentParser, AugmentConfig, Config, add_device_argument, differing_keys
 from jaxresnet.errors import UserError, run_command
+from jaxresnet.memory import use_huge_pages
 from jaxresnet.workdir import Workdir
 
 if TYPE_CHECKING:
@@ -413,4 +414,5 @@ def add_table_by_class(report: Report, config: Config, evaluation: dict[str, Any
 
 
 if __name__ == "__main__":
+    use_huge_pages()
     run_command(main)

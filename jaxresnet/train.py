@@ -8,6 +8,7 @@ from pathlib import Path
 
 from jaxresnet.config import ArgumentParser, add_config_arguments, add_device_argument, config_from_arguments
 from jaxresnet.errors import run_command
+from jaxresnet.memory import use_huge_pages
 
 
 def main(argv: Sequence[str]) -> None:
@@ -34,4 +35,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    use_huge_pages()
     run_command(main)

@@ -10,8 +10,10 @@ import jaxresnet
 LAYERS = {
     "__init__": 0,
     "errors": 0,
+    "memory": 0,
     "batch": 0,
     "config": 1,
+    "convolution": 1,
     "model": 2,
     "optimizer": 2,
     "metrics": 2,
@@ -47,7 +49,17 @@ OWNERS = {
     "matplotlib": {"figures"},
     "tensorboardX": {"progress"},
     # Nothing that only reads a configuration or the command line may load JAX.
-    "jax": {"model", "metrics", "step", "runtime", "checkpoint", "weights", "inference", "loop"},
+    "jax": {
+        "convolution",
+        "model",
+        "metrics",
+        "step",
+        "runtime",
+        "checkpoint",
+        "weights",
+        "inference",
+        "loop",
+    },
 }
 
 MODULES = sorted(Path(jaxresnet.__file__).parent.glob("*.py"))

@@ -1,0 +1,80 @@
+"""The convolution's own kernel gradient against XLA's, in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from jaxresnet.convolution import kernel_gradient, make_convolution
+
+HIGHEST = lax.Precision.HIGHEST
+CASES = {
+    "3x3": (4, 16, 3, 1, 1),
+    "3x3 stride 2": (4, 16, 3, 2, 1),
+    "7x7": (4, 16, 7, 1, 3),
+    "1x1 stride 2": (4, 16, 1, 2, 0),
+    "several images in a product, and a batch that is no power of two": (12, 8, 3, 1, 1),
+    "an odd batch": (3, 8, 3, 1, 1),
+    "a small map": (4, 4, 3, 1, 1),
+}
+
+
+def arrays(
+    batch: int, size: int, kernel: int, stride: int, dtype: type = np.float64
+) -> tuple[np.ndarray, ...]:
+    random = np.random.default_rng(0)
+    shapes = (batch, size, size, 5), (kernel, kernel, 5, 6), (batch, size // stride, size // stride, 6)
+    return tuple(random.normal(size=shape).astype(dtype) for shape in shapes)
+
+
+def reference(stride: int, padding: int):
+    def convolve(inputs, kernel):
+        return lax.conv_general_dilated(
+            inputs, kernel, (stride,) * 2, [(padding,) * 2] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    return convolve
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("shards", [1, 4])
+def test_gradients_equal_those_of_xla(case: str, shards: int):
+    batch, size, kernel, stride, padding = CASES[case]
+    strides, paddings = (stride,) * 2, ((padding,) * 2,) * 2
+    with jax.enable_x64():
+        inputs, weights, gradient = map(jnp.asarray, arrays(batch, size, kernel, stride))
+        ours = make_convolution(shards)
+        outputs, pull_back = jax.vjp(
+            lambda x, w: ours(x, w, strides, paddings, precision=HIGHEST), inputs, weights
+        )
+        expected, expected_pull_back = jax.vjp(reference(stride, padding), inputs, weights)
+        np.testing.assert_allclose(outputs, expected, rtol=1e-12)
+        for found, wanted in zip(pull_back(gradient), expected_pull_back(gradient), strict=True):
+            np.testing.assert_allclose(found, wanted, rtol=1e-10, atol=1e-11)
+        # by products of matrices for every shape, those that the convolution leaves to XLA, too
+        found = kernel_gradient(inputs, gradient, weights.shape, strides, paddings, HIGHEST, shards)
+        np.testing.assert_allclose(found, expected_pull_back(gradient)[1], rtol=1e-10, atol=1e-11)
+
+
+def test_sums_of_bfloat16_are_float32():
+    inputs, weights, gradient = arrays(64, 16, 3, 1, jnp.bfloat16)
+    found = kernel_gradient(inputs, gradient, weights.shape, (1, 1), ((1, 1),) * 2, HIGHEST, 1)
+    exact = jax.vjp(lambda w: reference(1, 1)(inputs.astype("f4"), w), weights.astype("f4"))[1](
+        gradient.astype("f4")
+    )
+    assert found.dtype == jnp.bfloat16
+    # half a unit in the last of bfloat16's eight places
+    np.testing.assert_allclose(found.astype("f4"), exact[0], rtol=2**-8, atol=1e-3)
+
+
+def test_only_a_cpu_takes_the_loop():
+    def kernel_gradients(inputs, weights):
+        convolve = make_convolution(1)
+        return jax.grad(lambda w: convolve(inputs, w, (1, 1), ((1, 1),) * 2).sum())(weights)
+
+    inputs, weights, _ = arrays(2, 16, 3, 1, np.float32)
+    traced = jax.jit(kernel_gradients).trace(inputs, weights)
+    assert "stablehlo.while" in traced.lower(lowering_platforms=("cpu",)).as_text()
+    assert "stablehlo.while" not in traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert "conditional" not in traced.lower().compile().as_text()  # decided before it runs

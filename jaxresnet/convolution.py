@@ -20,8 +20,8 @@ _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 _POSITIONS = 1024
 """Output positions that one matrix product takes: for 3x3 windows of 64 channels 2.4 MB, about a core's cache."""
 
-_FEWEST_INPUTS = 64
-"""Maps of fewer pixels are left to XLA: transposing them is cheap, and they have the most channels."""
+_CACHED_INPUTS = 2**19
+"""Activations of no more elements on each device, 2 MiB, are left to XLA: transposing them is cheap, in a core's cache."""
 
 
 def make_convolution(shards: int) -> Callable[..., jax.Array]:
@@ -72,7 +72,7 @@ def _backward(strides, padding, precision, shards, saved, gradient):
     def by_products(inputs, gradient):
         return kernel_gradient(inputs, gradient, kernel.shape, strides, padding, precision, shards)
 
-    if math.prod(inputs.shape[1:3]) < _FEWEST_INPUTS:
+    if inputs.size // shards <= _CACHED_INPUTS:
         return to_inputs, by_xla(inputs, gradient)
     return to_inputs, lax.platform_dependent(inputs, gradient, cpu=by_products, default=by_xla)
 

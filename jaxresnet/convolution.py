@@ -21,7 +21,7 @@ _POSITIONS = 1024
 """Output positions that one matrix product takes: for 3x3 windows of 64 channels 2.4 MB, about a core's cache."""
 
 _CACHED_INPUTS = 2**19
-"""Activations of no more elements on each device, 2 MiB, are left to XLA: transposing them is cheap, in a core's cache."""
+"""Activations of no more elements on each device, 2 MiB of them, are left to XLA, which transposes them in cache."""
 
 
 def make_convolution(shards: int) -> Callable[..., jax.Array]:

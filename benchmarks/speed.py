@@ -26,9 +26,9 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
 
+from jaxresnet import convolution
 from jaxresnet.batch import Batch
 from jaxresnet.config import Config, load_config
-from jaxresnet.convolution import make_convolution
 from jaxresnet.data import Split, load_split, train_batches
 from jaxresnet.loop import compile_steps
 from jaxresnet.memory import use_huge_pages
@@ -139,6 +139,11 @@ def pytorch_contender(config: Config, precision: str, compiled: bool, device: st
 def contenders(config: Config, precisions: list[str], mesh: Mesh) -> Iterator[Contender | str]:
     """All that work here; a line for each that does not."""
     device = "cuda" if mesh.devices.flat[0].platform == "gpu" else "cpu"
+    if device == "cpu":
+        large, convolution._CACHED_INPUTS = convolution._CACHED_INPUTS, sys.maxsize
+        name = "JAX float32, all kernel gradients by XLA"
+        yield jax_contender(config, "float32", mesh)._replace(name=name)
+        convolution._CACHED_INPUTS = large
     for precision in precisions:
         yield jax_contender(config, precision, mesh)
         for compiled in (False, True):
@@ -236,7 +241,7 @@ def measure_convolutions(config: Config, mesh: Mesh, seconds: float) -> list[dic
     with nn.intercept_methods(record):
         jax.eval_shape(lambda key, x: model.init(key, x, train=False), jax.random.key(0), image)
     rows = []
-    convolve = make_convolution(mesh.devices.size)
+    convolve = convolution.make_convolution(mesh.devices.size)
     for (kernel, stride, size, channels, features), count in found.items():
         arrays = random_arrays(config.batch_size, kernel, stride, size, channels, features, mesh)
         forward, to_inputs, to_kernel = gradients_of(convolve, kernel, stride, mesh)

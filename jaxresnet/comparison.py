@@ -94,7 +94,7 @@ def group_runs(runs: Sequence[RunRecord]) -> list[RunGroup]:
 def _common_name(names: Sequence[str]) -> str:
     """The names' common form without a seed's number at the end; all of them if they have none."""
     if len(names) == 1:
-        return names[0]
+        return re.sub(r"/seed\d+$", "", names[0])
     stems = {re.sub(r"[/_.-]*(seed)?[/_.-]*\d+$", "", name) for name in names}
     return stems.pop() if len(stems) == 1 and "" not in stems else ", ".join(names)
 

@@ -44,7 +44,7 @@ def test_seeds_are_taken_together_and_other_settings_told_apart(make_run: MakeRu
         make_run("plain/seed1", [0.2, 0.6], seed=1, cpu_devices=2),
     ]
     plain, wide = group_runs(read_runs(paths))
-    assert (plain.name, wide.name) == ("plain", "wide/seed0")
+    assert (plain.name, wide.name) == ("plain", "wide")
     assert [run.config.seed for run in plain.runs] == [0, 1]
     assert plain.last("test_accuracy") == [0.4, 0.6]
     assert plain.best("test_accuracy") == [0.5, 0.6]
@@ -61,7 +61,7 @@ def test_seeds_are_taken_together_and_other_settings_told_apart(make_run: MakeRu
         "0.5000 ± 0.0000",
         "1.0 ± 0.0",
     )
-    assert second == ("wide/seed0", "1", "1-1 of 2", "test", "90.00", "90.00", "1.0000", "0.5")
+    assert second == ("wide", "1", "1-1 of 2", "test", "90.00", "90.00", "1.0000", "0.5")
 
 
 def test_a_run_without_an_epoch_has_dashes(make_run: MakeRun):

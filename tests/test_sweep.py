@@ -69,8 +69,8 @@ def test_a_sweep_is_interrupted_fails_in_part_and_goes_on(tmp_path: Path, config
 def test_plan_covers_every_configuration_with_every_seed(tmp_path: Path, configs: tuple[Path, Path]):
     runs = plan(configs, [0, 7], tmp_path / "runs", {"epochs": 9})
     assert [str(path.relative_to(tmp_path / "runs")) for path in runs] == [
-        "plain",
-        "other",
+        "plain/seed0",
+        "other/seed0",
         "plain/seed7",
         "other/seed7",
     ]

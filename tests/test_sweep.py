@@ -51,11 +51,11 @@ def test_a_sweep_is_interrupted_fails_in_part_and_goes_on(tmp_path: Path, config
     record = json.loads((workdir / "results.json").read_text())
     lines = (workdir / "plain" / "seed3" / "metrics.jsonl").read_text().splitlines()
     last = json.loads(lines[-1])["test_accuracy"]
-    assert [group["name"] for group in record] == ["plain/seed3"]
+    assert [group["name"] for group in record] == ["plain"]
     assert record[0]["runs"][0]["seed"] == 3
     assert record[0]["runs"][0]["last_test_accuracy"] == last
     table = (workdir / "results.md").read_text()
-    assert f"| plain/seed3 | 1 | 2 | test | {last:.2%}".replace("%", "") in table
+    assert f"| plain | 1 | 2 | test | {last:.2%}".replace("%", "") in table
     assert "letter.txt" not in table
     assert "- failed:" in table
 

@@ -6,6 +6,7 @@ import os
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 
+import hypothesis
 import jax
 import pytest
 from jax.sharding import AxisType, Mesh
@@ -17,6 +18,9 @@ from jaxresnet.runtime import quiet_libraries, use_compilation_cache
 quiet_libraries()
 use_compilation_cache()
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# The same examples each time, however long they take, so that a failure can be repeated.
+hypothesis.settings.register_profile("suite", derandomize=True, deadline=None, max_examples=30, database=None)
+hypothesis.settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")

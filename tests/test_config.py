@@ -4,6 +4,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jaxresnet.config import (
     ArgumentParser,
@@ -13,6 +15,8 @@ from jaxresnet.config import (
     differing_keys,
     dump_config,
     load_config,
+    parse_config,
+    to_arguments,
 )
 from jaxresnet.errors import UserError
 
@@ -61,6 +65,75 @@ def test_round_trip_through_toml(tmp_path: Path):
         "seed", "precision", "model.stage_blocks", "model.stage_channels", "model.stage_strides",
         "optimizer.weight_decay", "optimizer.decoupled", "data.dir",
     }  # fmt: skip
+
+
+def numbers(low: float, high: float, **options: bool) -> st.SearchStrategy:
+    return st.floats(low, high, allow_nan=False, **options)
+
+
+@st.composite
+def configurations(draw: st.DrawFn) -> Config:
+    """Any valid configuration."""
+    stages = draw(st.integers(1, 5))
+
+    def each(values: st.SearchStrategy) -> tuple[int, ...]:
+        return tuple(draw(st.lists(values, min_size=stages, max_size=stages)))
+
+    held_out = draw(st.integers(0, 1441))
+    return Config.model_validate(
+        {
+            "seed": draw(st.integers(0, 2**31 - 1)),
+            "epochs": draw(st.integers(1, 10**6)),
+            "batch_size": draw(st.integers(1, 1442 - held_out)),
+            "precision": draw(st.sampled_from(["float32", "tensorfloat32", "bfloat16"])),
+            "loss": draw(st.sampled_from(["cross_entropy", "mse"])),
+            "cpu_devices": draw(st.integers(1, 256)),
+            "model": {
+                "stem_kernel": 2 * draw(st.integers(0, 31)) + 1,
+                "stem_channels": draw(st.integers(1, 65_536)),
+                "stage_blocks": each(st.integers(1, 1000)),
+                "stage_channels": each(st.integers(1, 65_536)),
+                "stage_strides": each(st.sampled_from([1, 2])),
+                "conv_bias": draw(st.booleans()),
+                "dropout_rate": draw(numbers(0, 1, exclude_max=True)),
+                "initializer": draw(st.sampled_from(["pytorch", "he_normal"])),
+            },
+            "data": {
+                "name": draw(st.sampled_from(["cifar10", "digits"])),
+                "dir": draw(st.text(st.characters(codec="utf-8"))),
+                "validation_examples": held_out,
+            },
+            "augment": {
+                "horizontal_flip": draw(st.booleans()),
+                "crop_padding": draw(st.integers(0, 31)),
+                "rotation_degrees": draw(numbers(0, 180)),
+                "brightness": draw(numbers(0, 1)),
+            },
+            "optimizer": {
+                "learning_rate": draw(numbers(0, 1e30, exclude_min=True)),
+                "momentum": draw(numbers(0, 1, exclude_max=True)),
+                "weight_decay": draw(numbers(0, 1e30)),
+                "decoupled": draw(st.booleans()),
+                "schedule": draw(st.sampled_from(["constant", "cosine"])),
+                "schedule_epochs": draw(st.integers(0, 10**9)),
+            },
+            "evaluation": {
+                "split": draw(st.sampled_from(["test", "none", *(["validation"] if held_out else [])])),
+                "every_epochs": draw(st.integers(1, 10**9)),
+            },
+            "checkpoint": {
+                "every_epochs": draw(st.integers(1, 10**9)),
+                "every_minutes": draw(numbers(0, 1e300)),
+            },
+        }
+    )
+
+
+@given(configurations())
+def test_any_configuration_survives_toml_and_flags(config: Config):
+    assert parse_config(dump_config(config)) == config
+    changed = {name: value for name, (value, _) in differing_keys(config, Config()).items()}
+    assert from_flags(*to_arguments(changed)) == config
 
 
 def test_flags_lie_over_the_file(tmp_path: Path):

@@ -7,14 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from jaxresnet import data
 from jaxresnet.batch import Batch
-from jaxresnet.config import Config, DataConfig
+from jaxresnet.config import AugmentConfig, Config, DataConfig
 from jaxresnet.data import Split, evaluation_batches, holdout_indices, load_split, train_batches
 from jaxresnet.errors import UserError
 
 PLAIN = {"horizontal_flip": False, "crop_padding": 0, "rotation_degrees": 0, "brightness": 0}
+OFF = AugmentConfig.model_validate(PLAIN)
 
 
 def numbered(examples: int) -> Split:
@@ -34,9 +37,9 @@ def config(**fields: object) -> Config:
 
 
 def test_epochs_are_permutations_and_no_example_is_left_out():
-    settings = config(batch_size=100, epochs=3)
-    batches = list(train_batches(settings, numbered(1442)))
-    assert len(batches) == settings.total_steps == 43
+    run = config(batch_size=100, epochs=3)
+    batches = list(train_batches(run, numbered(1442)))
+    assert len(batches) == run.total_steps == 43
     order = [number for batch in batches for number in numbers(batch)]
     epochs = [order[e * 1442 : (e + 1) * 1442] for e in range(3)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(1442))
@@ -50,13 +53,32 @@ def test_epochs_are_permutations_and_no_example_is_left_out():
         np.testing.assert_array_equal(batch.label, np.array(numbers(batch)) % 10)
 
 
-@pytest.mark.parametrize("start", [1, 14, 15, 29, 42])
-def test_batch_k_is_the_same_wherever_one_starts(start: int):
-    settings = Config.model_validate({"data": {"name": "digits"}, "batch_size": 100, "epochs": 3})
-    split = load_split(settings.data, "train")
-    from_zero = list(train_batches(settings, split))[start:]
-    from_there = list(train_batches(settings, split, start))
-    assert len(from_there) == len(from_zero) == settings.total_steps - start
+@settings(max_examples=12)
+@given(st.data())
+def test_any_seed_batch_size_holdout_and_start_give_the_same_batches(data: st.DataObject):
+    """Epochs are permutations, and batch k is the same wherever one starts."""
+    held_out = data.draw(st.integers(0, 1300), "hold-out")
+    examples = 1442 - held_out
+    run = Config.model_validate(
+        {
+            "seed": data.draw(st.integers(0, 2**31 - 1), "seed"),
+            "epochs": data.draw(st.integers(1, 3), "epochs"),
+            "batch_size": data.draw(st.integers(max(1, examples // 20), examples), "batch size"),
+            "data": {"name": "digits", "validation_examples": held_out},
+        }
+    )
+    split = numbered(examples)
+    order = [
+        n for batch in train_batches(run.model_copy(update={"augment": OFF}), split) for n in numbers(batch)
+    ]
+    assert len(order) == run.total_steps * run.batch_size
+    for epoch in range(run.epochs):
+        part = order[epoch * examples : (epoch + 1) * examples]
+        assert len(set(part)) == len(part)
+    start = data.draw(st.integers(0, run.total_steps), "start")
+    from_zero = list(train_batches(run, split))[start:]
+    from_there = list(train_batches(run, split, start))
+    assert len(from_there) == len(from_zero) == run.total_steps - start
     for expected, found in zip(from_zero, from_there, strict=True):
         np.testing.assert_array_equal(found.image, expected.image)
         np.testing.assert_array_equal(found.label, expected.label)
@@ -68,17 +90,17 @@ def test_seeds_give_other_orders_and_other_augmentation():
     assert first[0] == first[1] != first[2]
     flips = []
     for seed in (0, 1):
-        settings = config(seed=seed, batch_size=50, augment=PLAIN | {"brightness": 0.2})
+        run = config(seed=seed, batch_size=50, augment=PLAIN | {"brightness": 0.2})
         white = Split(np.full((1442, 4, 4, 3), 100, np.uint8), split.labels)
-        flips.append(next(train_batches(settings, white)).image[:, 0, 0, 0].tolist())
+        flips.append(next(train_batches(run, white)).image[:, 0, 0, 0].tolist())
     assert flips[0] != flips[1]
 
 
 def test_starting_late_takes_no_longer():
-    settings, split = config(batch_size=100, epochs=100_000), numbered(1442)
-    next(train_batches(settings, split))
+    run, split = config(batch_size=100, epochs=100_000), numbered(1442)
+    next(train_batches(run, split))
     began = time.monotonic()
-    next(train_batches(settings, split, 1_000_000))
+    next(train_batches(run, split, 1_000_000))
     assert time.monotonic() - began < 5  # drawing a million batches would take minutes
 
 
@@ -103,8 +125,8 @@ def test_holdout_is_stratified(examples: int):
 
 def test_holdout_and_training_split_share_nothing_and_miss_nothing():
     whole = load_split(DataConfig(name="digits"), "train")
-    settings = DataConfig(name="digits", validation_examples=150)
-    train, validation = load_split(settings, "train"), load_split(settings, "validation")
+    held_out = DataConfig(name="digits", validation_examples=150)
+    train, validation = load_split(held_out, "train"), load_split(held_out, "validation")
     assert (len(train.labels), len(validation.labels)) == (1292, 150)
     both = np.concatenate([train.images, validation.images]).reshape(1442, -1)
     np.testing.assert_array_equal(
@@ -115,9 +137,9 @@ def test_holdout_and_training_split_share_nothing_and_miss_nothing():
 
 
 def test_digits():
-    settings = DataConfig(name="digits")
-    train, test = load_split(settings, "train"), load_split(settings, "test")
-    info = Config(data=settings).dataset
+    digits = DataConfig(name="digits")
+    train, test = load_split(digits, "train"), load_split(digits, "test")
+    info = Config(data=digits).dataset
     assert train.images.shape == (info.train_examples, *info.image_shape)
     assert test.images.shape == (info.test_examples, *info.image_shape)
     assert train.images.dtype == np.uint8

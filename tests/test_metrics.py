@@ -5,6 +5,8 @@ import math
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jaxresnet.metrics import Metrics, cross_entropy, mse
 
@@ -52,15 +54,16 @@ def test_sums_are_the_examples_own():
     assert per_class[1] == ((labels == predicted) & mask)[labels == 1].sum() / mask[labels == 1].sum()
 
 
-def test_any_split_into_batches_gives_the_same_sums():
-    generator = np.random.default_rng(1)
+@given(cuts=st.sets(st.integers(1, 29)), seed=st.integers(0, 2**32 - 1), masked=st.sets(st.integers(0, 29)))
+def test_any_split_into_batches_gives_the_same_sums(cuts: set[int], seed: int, masked: set[int]):
+    generator = np.random.default_rng(seed)
     logits = jnp.asarray(generator.normal(size=(30, 4)), jnp.float32)
-    labels, mask = generator.integers(0, 4, 30), jnp.ones(30, bool)
+    labels, mask = generator.integers(0, 4, 30), jnp.asarray([i not in masked for i in range(30)])
     whole = metrics_of(logits, labels, mask, [30])
-    for sizes in ([1] * 30, [7, 23], [10, 10, 10]):
-        parts = metrics_of(logits, labels, mask, sizes)
-        np.testing.assert_array_equal(parts.confusion, whole.confusion)
-        assert parts.loss == pytest.approx(whole.loss, rel=1e-6)
+    parts = metrics_of(logits, labels, mask, np.diff([0, *sorted(cuts), 30]).tolist())
+    np.testing.assert_array_equal(parts.confusion, whole.confusion)
+    np.testing.assert_allclose(parts.loss_sum, whole.loss_sum, rtol=1e-5)
+    assert whole.count == 30 - len(masked)
 
 
 def test_a_masked_example_that_is_not_finite_counts_for_nothing():

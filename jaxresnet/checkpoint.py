@@ -64,6 +64,24 @@ def _items(state: TrainState) -> dict[str, Any]:
     return {"weights": state.variables, "rest": rest}
 
 
+def _metrics(accuracy: float) -> dict[str, Any]:
+    return {"accuracy": accuracy, "checksum": _text_checksum(accuracy)}
+
+
+def _unreadable_accuracies(directory: Path) -> list[tuple[Path, str]]:
+    """The files that cannot be read of those which hold each checkpoint's accuracy, and why."""
+    found = []
+    for path in sorted(directory.glob("*/metrics/metrics")):
+        try:
+            metrics = json.loads(path.read_text())
+            expected = _text_checksum(float(metrics["accuracy"]))
+            if metrics.get("checksum", expected) != expected:  # the first versions saved none
+                raise ValueError("it does not have its checksum")
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            found.append((path, _reason(error)))
+    return found
+
+
 def _accuracy(metrics: Any) -> float:
     """What the best checkpoint is best in; a value that is not finite loses to every other."""
     value = metrics["accuracy"] if metrics else math.nan
@@ -74,13 +92,27 @@ class Checkpoints:
     """The checkpoints of one run.
 
     A context manager, which waits at its end for the save in the background. `read_only` opens the folder
-    without touching it, for evaluation beside a run.
+    without touching it, for evaluation beside a run; raises DamagedCheckpointError if it cannot tell how accurate
+    one of them is. Otherwise that one is kept, but not for the best; `restore_latest` reports it.
     """
 
     def __init__(self, directory: Path, *, read_only: bool = False):
         if directory.exists() and not directory.is_dir():
             raise UserError(f"expected a folder of checkpoints, found a file: {directory}")
         self._directory = directory.absolute()  # a relative path fails only at the first save
+        self._mended: list[str] = []
+        # Orbax reads them all as it opens the folder, and stops at one that it cannot read.
+        for path, reason in _unreadable_accuracies(self._directory):
+            folder = path.parent.parent
+            problem = (
+                f"checkpoint {folder.name} in {self._directory} is damaged: no accuracy in it ({reason})"
+            )
+            if read_only:
+                raise DamagedCheckpointError(
+                    f"{problem}: remove {folder}, or start the training again, which goes on without that accuracy"
+                )
+            path.write_text(json.dumps(_metrics(math.nan)))
+            self._mended.append(f"{problem}; it no longer counts as the best")
         policy = checkpoint_managers.AnyPreservationPolicy(
             [
                 checkpoint_managers.LatestN(LATEST_KEPT),
@@ -129,7 +161,7 @@ class Checkpoints:
                     **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
                     meta=ocp.args.JsonSave(meta),
                 ),
-                metrics=None if accuracy is None else {"accuracy": accuracy},
+                metrics=None if accuracy is None else _metrics(accuracy),
             )
 
         self._reporting(save)
@@ -209,6 +241,8 @@ class Checkpoints:
         Damaged checkpoints newer than it are told to `report` and deleted, so that training can save
         their steps again. Raises UserError, and deletes nothing, if all are damaged or of another network.
         """
+        for problem in self._mended:
+            report(problem)
         damaged: list[int] = []
         problems: list[str] = []
         for step in reversed(self.steps()):

@@ -121,6 +121,35 @@ def test_after_damage_the_checkpoint_before_is_taken(
     assert_same(checkpoints.restore(2, template), at(state, 2))
 
 
+def change_a_digit(path: Path) -> None:
+    path.write_text(path.read_text().replace("0.9", "0.8"))
+
+
+@pytest.mark.parametrize(
+    "damage", [flip_a_byte, truncate, change_a_digit, lambda path: path.write_bytes(b"\x80")]
+)
+def test_a_damaged_accuracy_is_told_and_loses_the_first_place(
+    tmp_path: Path, tiny_config: Config, state: TrainState, damage
+):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(at(state, 2), accuracy=0.9)
+        checkpoints.save(at(state, 3), accuracy=0.1)
+    damage(tmp_path / "2" / "metrics" / "metrics")
+    with pytest.raises(DamagedCheckpointError, match=r"checkpoint 2 .* no accuracy in it"):
+        Checkpoints(tmp_path, read_only=True)
+    told = []
+    with Checkpoints(tmp_path) as checkpoints:
+        assert_same(
+            checkpoints.restore_latest(state_template(tiny_config, mesh_of(4)), told.append), at(state, 3)
+        )
+        assert checkpoints.best_step() == 3
+        assert checkpoints.steps() == [2, 3]
+    assert len(told) == 1
+    assert "checkpoint 2" in told[0]
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.best_step() == 3
+
+
 def test_another_networks_checkpoint_is_refused(
     checkpoints: Checkpoints, tiny_config: Config, state: TrainState
 ):

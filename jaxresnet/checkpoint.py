@@ -153,6 +153,8 @@ class Checkpoints:
         meta = {"shapes": shapes, "checksums": checksums | {"shapes": _text_checksum(shapes)}}
 
         def save() -> None:
+            # The one before, which may be of this step and still be under way; orbax would wait for it, too.
+            self._manager.wait_until_finished()
             if step in self._manager.all_steps():  # orbax would leave it and return False
                 self._manager.delete(step)
             self._manager.save(

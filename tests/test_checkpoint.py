@@ -74,6 +74,15 @@ def test_a_checkpoint_saved_before_its_evaluation_is_replaced(
     assert_same(checkpoints.restore(3, state_template(tiny_config, mesh_of(4))), changed)
 
 
+def test_it_is_replaced_while_it_is_still_being_written(checkpoints: Checkpoints, state: TrainState):
+    large = at(state.replace(params=state.params | {"large": jnp.ones((4, 2**20))}), 3)
+    for accuracy in (None, 0.1, None, 0.7):
+        checkpoints.save(large, accuracy)
+    checkpoints.wait()
+    assert checkpoints.steps() == [3]
+    assert checkpoints.best_step() == 3
+
+
 def flip_a_byte(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1

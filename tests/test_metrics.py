@@ -5,7 +5,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxresnet.metrics import Metrics, cross_entropy, mse
@@ -54,6 +54,7 @@ def test_sums_are_the_examples_own():
     assert per_class[1] == ((labels == predicted) & mask)[labels == 1].sum() / mask[labels == 1].sum()
 
 
+@settings(max_examples=10)
 @given(cuts=st.sets(st.integers(1, 29)), seed=st.integers(0, 2**32 - 1), masked=st.sets(st.integers(0, 29)))
 def test_any_split_into_batches_gives_the_same_sums(cuts: set[int], seed: int, masked: set[int]):
     generator = np.random.default_rng(seed)

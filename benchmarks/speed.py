@@ -28,6 +28,7 @@ from jax.sharding import Mesh
 
 from jaxresnet import convolution
 from jaxresnet.batch import Batch
+from jaxresnet.comparison import as_markdown
 from jaxresnet.config import Config, load_config
 from jaxresnet.data import Split, load_split, train_batches
 from jaxresnet.loop import compile_steps
@@ -419,9 +420,7 @@ def table(rows: list[dict[str, Any]], columns: dict[str, str]) -> str:
             return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}"
         return "" if value is None else str(value)
 
-    lines = ["| " + " | ".join(columns.values()) + " |", "|" + "---|" * len(columns)]
-    lines += ["| " + " | ".join(cell(row.get(key)) for key in columns) + " |" for row in rows]
-    return "\n".join(lines)
+    return as_markdown([list(columns.values()), *([cell(row.get(key)) for key in columns] for row in rows)])
 
 
 def step_row(row: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -438,7 +437,7 @@ def step_row(row: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
     return row | more
 
 
-def as_markdown(results: dict[str, Any]) -> str:
+def report(results: dict[str, Any]) -> str:
     """The report of what was measured."""
     environment = results["environment"]
     devices = environment["devices"]
@@ -523,7 +522,7 @@ def main() -> None:
 
     def save() -> None:
         (args.output / "speed.json").write_text(json.dumps(results, indent=2) + "\n")
-        (args.output / "README.md").write_text(as_markdown(results))
+        (args.output / "README.md").write_text(report(results))
 
     measures = {
         "steps": lambda: measure_steps(config, args.precisions, mesh, args.rounds, args.seconds),
@@ -535,7 +534,7 @@ def main() -> None:
         print("measuring:", part, flush=True)
         results[part] = measures[part]()
         save()  # after each part, so that a stop loses one part at most
-    print(as_markdown(results))
+    print(report(results))
 
 
 if __name__ == "__main__":

@@ -72,6 +72,8 @@ def _unreadable_accuracies(directory: Path) -> list[tuple[Path, str]]:
     """The files that cannot be read of those which hold each checkpoint's accuracy, and why."""
     found = []
     for path in sorted(directory.glob("*/metrics/metrics")):
+        if not path.parent.parent.name.isdigit():
+            continue  # a save under way, or one that was killed; orbax leaves it aside, too
         try:
             metrics = json.loads(path.read_text())
             expected = _text_checksum(float(metrics["accuracy"]))

@@ -24,11 +24,15 @@ _CACHED_INPUTS = 2**19
 """Activations of no more elements on each device, 2 MiB of them, are left to XLA, which transposes them in cache."""
 
 
+Padding = tuple[tuple[int, int], tuple[int, int]]
+
+
 def make_convolution(shards: int) -> Callable[..., jax.Array]:
     """A function that takes the place of `lax.conv_general_dilated` in `flax.linen.Conv`.
 
     `shards` is the number of devices that the batch is sharded over: the loop keeps the parts of each apart, so
-    that they meet only once, at its end. Another number gives the same gradient to rounding.
+    that they meet only once, at its end. Another number gives the same gradient to rounding. The function raises
+    NotImplementedError for dilated or grouped convolutions, and differentiates in reverse mode only.
     """
 
     def convolution(
@@ -37,16 +41,25 @@ def make_convolution(shards: int) -> Callable[..., jax.Array]:
         strides: Sequence[int],
         padding: Sequence[tuple[int, int]],
         *,
+        lhs_dilation: Sequence[int] = (1, 1),
+        rhs_dilation: Sequence[int] = (1, 1),
+        dimension_numbers: Any = None,  # flax's are always _DIMENSIONS
+        feature_group_count: int = 1,
         precision: lax.PrecisionLike = None,
-        **_defaults: Any,
     ) -> jax.Array:
+        if {*lhs_dilation, *rhs_dilation, feature_group_count} != {1}:
+            raise NotImplementedError("expected a convolution without dilation and groups")
         return _convolve(inputs, kernel, tuple(strides), tuple(padding), precision, shards)
 
     return convolution
 
 
 def _plain(
-    inputs: jax.Array, kernel: jax.Array, strides: tuple, padding: tuple, precision: lax.PrecisionLike
+    inputs: jax.Array,
+    kernel: jax.Array,
+    strides: tuple[int, int],
+    padding: Padding,
+    precision: lax.PrecisionLike,
 ) -> jax.Array:
     return lax.conv_general_dilated(
         inputs, kernel, strides, padding, dimension_numbers=_DIMENSIONS, precision=precision
@@ -54,22 +67,43 @@ def _plain(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
-def _convolve(inputs, kernel, strides, padding, precision, shards):
+def _convolve(
+    inputs: jax.Array,
+    kernel: jax.Array,
+    strides: tuple[int, int],
+    padding: Padding,
+    precision: lax.PrecisionLike,
+    shards: int,
+) -> jax.Array:
     return _plain(inputs, kernel, strides, padding, precision)
 
 
-def _forward(inputs, kernel, strides, padding, precision, shards):
+def _forward(
+    inputs: jax.Array,
+    kernel: jax.Array,
+    strides: tuple[int, int],
+    padding: Padding,
+    precision: lax.PrecisionLike,
+    shards: int,
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     return _plain(inputs, kernel, strides, padding, precision), (inputs, kernel)
 
 
-def _backward(strides, padding, precision, shards, saved, gradient):
+def _backward(
+    strides: tuple[int, int],
+    padding: Padding,
+    precision: lax.PrecisionLike,
+    shards: int,
+    saved: tuple[jax.Array, jax.Array],
+    gradient: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
     inputs, kernel = saved
     (to_inputs,) = jax.vjp(lambda x: _plain(x, kernel, strides, padding, precision), inputs)[1](gradient)
 
-    def by_xla(inputs, gradient):
+    def by_xla(inputs: jax.Array, gradient: jax.Array) -> jax.Array:
         return jax.vjp(lambda k: _plain(inputs, k, strides, padding, precision), kernel)[1](gradient)[0]
 
-    def by_products(inputs, gradient):
+    def by_products(inputs: jax.Array, gradient: jax.Array) -> jax.Array:
         return kernel_gradient(inputs, gradient, kernel.shape, strides, padding, precision, shards)
 
     if inputs.size // shards <= _CACHED_INPUTS:
@@ -85,7 +119,7 @@ def kernel_gradient(
     gradient: jax.Array,
     kernel_shape: tuple[int, ...],
     strides: tuple[int, int],
-    padding: tuple[tuple[int, int], tuple[int, int]],
+    padding: Padding,
     precision: lax.PrecisionLike,
     shards: int,
 ) -> jax.Array:

@@ -16,7 +16,8 @@ def use_huge_pages() -> None:
     XLA:CPU takes hundreds of megabytes of fresh memory for each train step, which the kernel hands out page by
     page: with 4 KiB pages that was a tenth of the step's CPU time (results/speed/README.md). glibc reads the
     setting only when a process starts, so this one starts again, under its number and with its arguments. To be
-    called before anything else; a user's own `glibc.malloc.hugetlb` in GLIBC_TUNABLES stays.
+    called where a command begins, and nowhere that another program may have called; a user's own
+    `glibc.malloc.hugetlb` in GLIBC_TUNABLES stays.
     """
     tunables = os.environ.get(_TUNABLES, "")
     if _HUGE_PAGES in tunables or not sys.executable:

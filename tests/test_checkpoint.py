@@ -159,6 +159,18 @@ def test_a_damaged_accuracy_is_told_and_loses_the_first_place(
         assert checkpoints.best_step() == 3
 
 
+def test_a_half_written_accuracy_of_a_save_under_way_is_no_damage(tmp_path: Path, state: TrainState):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(at(state, 2), accuracy=0.9)
+    half = tmp_path / "3.orbax-checkpoint-tmp" / "metrics" / "metrics"
+    half.parent.mkdir(parents=True)
+    half.write_text("{")
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.steps() == [2]
+        assert checkpoints.best_step() == 2
+    assert half.read_text() == "{"
+
+
 def test_another_networks_checkpoint_is_refused(
     checkpoints: Checkpoints, tiny_config: Config, state: TrainState
 ):

@@ -56,6 +56,13 @@ def test_gradients_equal_those_of_xla(case: str, shards: int, monkeypatch: pytes
             np.testing.assert_allclose(found, wanted, rtol=1e-10, atol=1e-11)
 
 
+@pytest.mark.parametrize("option", [{"rhs_dilation": (2, 2)}, {"feature_group_count": 5}])
+def test_what_it_cannot_do_is_refused(option: dict):
+    inputs, weights, _ = arrays(2, 8, 3, 1)
+    with pytest.raises(NotImplementedError, match="without dilation and groups"):
+        make_convolution(1)(inputs, weights, (1, 1), ((1, 1),) * 2, **option)
+
+
 def test_sums_of_bfloat16_are_float32():
     inputs, weights, gradient = arrays(64, 16, 3, 1, jnp.bfloat16)
     found = kernel_gradient(inputs, gradient, weights.shape, (1, 1), ((1, 1),) * 2, HIGHEST, 1)

@@ -42,8 +42,13 @@ def _reason(error: BaseException) -> str:
     """What first went wrong, in a line: orbax wraps it in pages about how it was reading."""
     while cause := error.__cause__ or error.__context__:
         error = cause
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     words = " ".join(str(error).split()) or type(error).__name__
-    return words.split(" [")[0][:200]
+    chain, from_system, _ = words.partition(
+        " [os_error_code="
+    )  # tensorstore's, after all that it was about to do
+    return chain.rpartition(": ")[2] if from_system else words.split(" [")[0][:200]
 
 
 def _text_checksum(value: Any) -> str:
@@ -187,8 +192,12 @@ class Checkpoints:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._manager.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self._reporting(self._manager.close)
+        except UserError:
+            if kind is None:  # else the first error is the one to tell
+                raise
 
     def _restore(self, step: int, templates: dict[str, Any]) -> dict[str, Any]:
         """Read the items named in `templates`, verified.

@@ -1,17 +1,18 @@
 """Data sets in memory as uint8, and batches: a pure function of the seed and the step's number."""
 
 import os
+import re
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from jaxresnet.batch import Batch
-from jaxresnet.config import Config, DataConfig
+from jaxresnet.config import DATASETS, Config, DataConfig
 from jaxresnet.errors import UserError
 
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
@@ -19,6 +20,12 @@ CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 
 PROBE_SECONDS = 8.0
 """How long to look for the download's host before giving up; tensorflow-datasets itself retries for minutes."""
+
+_OPERATION = re.compile(r"\{\{.*?\}\}| \[Op:.*", re.DOTALL)
+"""What TensorFlow's errors say of its own inside."""
+
+_KERAS = "TF_USE_LEGACY_KERAS"
+_IMPORTING = threading.Lock()
 
 DIGITS_TEST_SHARE = 5
 """One in so many digits of each class is a test example."""
@@ -32,19 +39,49 @@ class Split(NamedTuple):
 
 
 def load_split(config: DataConfig, name: str) -> Split:
-    """Load the split "train", "validation" or "test".
+    """Load one split, as `load_splits` does."""
+    return load_splits(config, {name})[name]
+
+
+def load_splits(config: DataConfig, names: Collection[str]) -> dict[str, Split]:
+    """Load those of the splits "train", "validation" and "test" that are in `names`.
 
     "validation" is the hold-out and "train" what is left beside it. Raises UserError (exit code 1) if
-    the data set is neither prepared nor to be had.
+    the data set is neither prepared nor to be had, or is damaged or another than its name says.
     """
-    original = "test" if name == "test" else "train"
-    whole = _load_digits(original) if config.name == "digits" else _load_cifar10(config.dir, original)
-    if name == "test":
-        return whole
-    held_out = np.zeros(len(whole.labels), bool)
-    held_out[holdout_indices(whole.labels, config.validation_examples)] = True
-    keep = held_out if name == "validation" else ~held_out
-    return Split(whole.images[keep], whole.labels[keep]) if held_out.any() else whole
+    splits = {}
+    if "test" in names:
+        splits["test"] = _load_whole(config, "test")
+    if parts := [name for name in ("train", "validation") if name in names]:
+        whole = _load_whole(config, "train")
+        held_out = np.zeros(len(whole.labels), bool)
+        held_out[holdout_indices(whole.labels, config.validation_examples)] = True
+        for name in parts:
+            keep = held_out if name == "validation" else ~held_out
+            splits[name] = whole if keep.all() else Split(whole.images[keep], whole.labels[keep])
+    return splits
+
+
+def _load_whole(config: DataConfig, name: str) -> Split:
+    """The data set's own split "train" or "test", checked."""
+    split = _load_digits(name) if config.name == "digits" else _load_cifar10(config.dir, name)
+    _check_split(config.name, name, split)
+    return split
+
+
+def _check_split(data_set: str, name: str, split: Split) -> None:
+    """Raise UserError unless the split is what DATASETS says of it: a foreign label would count as no class."""
+    info, (images, labels) = DATASETS[data_set], split
+    examples = info.test_examples if name == "test" else info.train_examples
+    expected = f"uint8 images {(examples, *info.image_shape)} and labels 0 to {len(info.class_names) - 1}"
+    found = f"{images.dtype} images {images.shape}"
+    if len(labels):
+        found += f" and labels {labels.min()} to {labels.max()}"
+    if found != expected:
+        raise UserError(
+            f"the {name} split is not that of {data_set}: expected {expected}, found {found}; "
+            "point TFDS_DATA_DIR or --data.dir to another folder"
+        )
 
 
 def holdout_indices(labels: np.ndarray, examples: int) -> np.ndarray:
@@ -94,17 +131,19 @@ def _load_cifar10(directory: str, split: str) -> Split:
     import tensorflow_datasets as tfds
 
     tf.get_logger().setLevel("ERROR")
-    builder = tfds.builder("cifar10", data_dir=root)
+    place = str(root / "cifar10")
     try:
+        builder = tfds.builder("cifar10", data_dir=root)
         if not builder.is_prepared():
             builder.download_and_prepare()
+        place = ", ".join(map(str, builder.info.splits[split].filepaths))
         # One batch of the whole split, in the files' order.
         examples = builder.as_dataset(split=split, batch_size=-1, shuffle_files=False)
         arrays = tfds.as_numpy(examples)
     except Exception as error:  # the libraries below raise dozens of types
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = _OPERATION.sub("", str(error)).strip() or type(error).__name__
         raise UserError(
-            f"cannot load CIFAR-10 from {root}: {reason}; remove {root / 'cifar10'} to prepare it anew"
+            f"cannot load CIFAR-10 from {place}: {reason.splitlines()[0]}; remove {root / 'cifar10'} to prepare it anew"
         ) from error
     return Split(arrays["image"], arrays["label"].astype(np.int32))
 
@@ -139,9 +178,18 @@ def import_tensorflow() -> None:
 
 
 def _tensorflow():
-    """TensorFlow, kept off the GPU, which is JAX's."""
-    import tensorflow as tf
-
+    """TensorFlow, kept off the GPU, which is JAX's; imported without Keras, which takes a third of its time."""
+    with _IMPORTING:
+        chosen = os.environ.get(_KERAS)
+        os.environ[_KERAS] = (
+            "1"  # the old Keras is not installed; either is still loaded where it is first used
+        )
+        try:
+            import tensorflow as tf
+        finally:
+            del os.environ[_KERAS]
+            if chosen is not None:
+                os.environ[_KERAS] = chosen
     tf.config.set_visible_devices([], "GPU")
     return tf
 

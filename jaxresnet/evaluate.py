@@ -47,11 +47,12 @@ def main(argv: Sequence[str]) -> None:
     from jaxresnet.inference import (
         evaluate,
         evaluation_record,
+        fitting_batch_size,
         jit_eval_step,
         load_run,
         load_weights_file,
     )
-    from jaxresnet.runtime import quiet_libraries, start_devices, use_compilation_cache
+    from jaxresnet.runtime import quiet_libraries, start_devices, telling_of_memory, use_compilation_cache
     from jaxresnet.workdir import Workdir, write_json
 
     quiet_libraries()
@@ -63,13 +64,10 @@ def main(argv: Sequence[str]) -> None:
         output = args.output or Workdir(args.workdir).evaluation_path(args.checkpoint)
     else:
         run, output = load_weights_file(args.weights, mesh), args.output
-    metrics = evaluate(
-        jit_eval_step(run.config, mesh),
-        run.variables,
-        load_split(run.config.data, "test"),
-        args.batch_size or run.config.batch_size,
-        mesh,
-    )
+    split = load_split(run.config.data, "test")
+    batch_size = fitting_batch_size(args.batch_size or run.config.batch_size, split, mesh)
+    with telling_of_memory(batch_size, mesh):
+        metrics = evaluate(jit_eval_step(run.config, mesh), run.variables, split, batch_size, mesh)
     record = evaluation_record(run.config, metrics, run.checkpoint, run.step, run.selected_on)
     print(as_text(record))
     if output is None:

@@ -127,9 +127,8 @@ def evaluate(
 ) -> Metrics | None:
     """Sums over every example of `split`, each counted once; None if `stop()` came true on the way.
 
-    `batch_size` is cut to the split's size and rounded up to a multiple of the devices.
+    `batch_size` is a multiple of the devices; a compiled `eval_step` takes no other than it was compiled for.
     """
-    batch_size = _whole_batches(batch_size, split, mesh)
     classes = variables["params"]["head"]["bias"].shape[0]
     metrics = jax.device_put(Metrics.empty(classes), replicated(mesh))
     previous = metrics
@@ -145,13 +144,13 @@ def evaluate(
 def predict_split(run: TrainedRun, split: Split, batch_size: int, mesh: Mesh) -> np.ndarray:
     """Logits float32 [N, C] of every example of `split`, in its order.
 
-    `batch_size` is treated as by `evaluate`.
+    `batch_size` is treated as by `fitting_batch_size`.
     """
     predict = jax.jit(run.predict, out_shardings=replicated(mesh))
     return np.concatenate(
         [
             np.asarray(predict(run.variables, shard_batch(mesh, batch).image))[batch.mask]
-            for batch in evaluation_batches(split, _whole_batches(batch_size, split, mesh))
+            for batch in evaluation_batches(split, fitting_batch_size(batch_size, split, mesh))
         ]
     )
 
@@ -164,7 +163,8 @@ def metrics_of_logits(config: Config, logits: np.ndarray, labels: np.ndarray) ->
     return jax.device_get(empty.add(logits, targets, losses, np.ones(len(labels), bool)))
 
 
-def _whole_batches(batch_size: int, split: Split, mesh: Mesh) -> int:
+def fitting_batch_size(batch_size: int, split: Split, mesh: Mesh) -> int:
+    """`batch_size`, at most the split's size, rounded up to a multiple of the devices."""
     devices = mesh.devices.size
     return -(-min(batch_size, len(split.labels)) // devices) * devices
 

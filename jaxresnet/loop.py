@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from jaxresnet.batch import Batch
 from jaxresnet.checkpoint import Checkpoints
 from jaxresnet.config import Config
-from jaxresnet.data import Split, import_tensorflow, load_split, train_batches
+from jaxresnet.data import Split, import_tensorflow, load_splits, train_batches
 from jaxresnet.errors import Interrupted, UserError
 from jaxresnet.inference import EvalStep, evaluate, evaluation_record, jit_eval_step, state_template
 from jaxresnet.metrics import Metrics
@@ -27,12 +27,14 @@ from jaxresnet.runtime import (
     Background,
     StopSignal,
     check_batch_size,
+    check_memory,
     describe_environment,
     peak_device_bytes,
     quiet_libraries,
     replicated,
     shard_batch,
     start_devices,
+    telling_of_memory,
     use_compilation_cache,
 )
 from jaxresnet.step import TrainState, make_init, make_train_step
@@ -68,8 +70,9 @@ def fit(config: Config, workdir: Path, device: str = "auto") -> dict[str, Any]:
             # Beside each other, because none of the three keeps two cores busy.
             steps = Background(lambda: compile_steps(config, mesh))
             Background(import_tensorflow)
-            splits = stop.run(lambda: load_splits(config), "loading the data")
-            with run.open(config):
+            names = {"train", "test", config.evaluation.split}
+            splits = stop.run(lambda: load_splits(config.data, names), "loading the data")
+            with run.open(config), telling_of_memory(config.batch_size, mesh):
                 evaluation = Session(config, run, mesh, splits, steps, stop).run_to_end()
     print(closing_lines(config, run, evaluation), flush=True)
     return evaluation
@@ -115,12 +118,6 @@ def closing_lines(config: Config, run: Workdir, evaluation: dict[str, Any]) -> s
     return "\n".join(lines)
 
 
-def load_splits(config: Config) -> dict[str, Split]:
-    """The splits that the run uses, by name."""
-    names = {"train", "test", config.evaluation.split} - {"none"}
-    return {name: load_split(config.data, name) for name in names}
-
-
 def first_epoch(config: Config, state: TrainState) -> int:
     """The epoch (0 is the first) that `state` is in.
 
@@ -162,6 +159,7 @@ def compile_steps(config: Config, mesh: Mesh) -> CompiledSteps:
     batch = shard_batch(mesh, zeros)
     train_step = jax.jit(make_train_step(config), donate_argnums=0, out_shardings=replicated(mesh))
     compiled = train_step.lower(state, batch).compile()
+    check_memory(config.batch_size, mesh, compiled)
     eval_step = jit_eval_step(config, mesh).lower(state.variables, state.metrics, batch).compile()
     return compiled, eval_step, round(time.monotonic() - began, 1)
 

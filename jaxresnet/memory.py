@@ -10,6 +10,36 @@ _HUGE_PAGES = "glibc.malloc.hugetlb"
 _KERNEL_SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
+def free_bytes() -> int | None:
+    """Bytes of memory that this process can still take on Linux; None elsewhere.
+
+    The least of what the machine has free with its swap, of what is left to the process's control group, in
+    version 2 and as a container sees it, and of what RLIMIT_AS (`ulimit -v`) leaves.
+    """
+    try:
+        import resource
+
+        machine = _fields(Path("/proc/meminfo"))
+        free = [1024 * (machine["MemAvailable:"] + machine["SwapFree:"])]
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if limit != resource.RLIM_INFINITY:
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            free.append(limit - pages * resource.getpagesize())
+    except (ImportError, OSError, KeyError):
+        return None
+    with contextlib.suppress(OSError, KeyError, ValueError):  # no such group, or "max"
+        group = Path("/sys/fs/cgroup")
+        used = int((group / "memory.current").read_text()) - _fields(group / "memory.stat")["inactive_file"]
+        free.append(int((group / "memory.max").read_text()) - used)
+    return max(0, min(free))
+
+
+def _fields(path: Path) -> dict[str, int]:
+    """The first two words of each line, a name and a number."""
+    lines = (line.split() for line in path.read_text().splitlines())
+    return {name: int(number) for name, number, *_ in lines}
+
+
 def use_huge_pages() -> None:
     """Have malloc ask for huge pages, where Linux leaves that to the program ("madvise"); else do nothing.
 

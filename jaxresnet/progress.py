@@ -1,5 +1,6 @@
 """What a run shows: a live bar or plain lines on the console, and TensorBoard events."""
 
+import contextlib
 import datetime
 import re
 import sys
@@ -19,6 +20,39 @@ LIVE_SECONDS = 0.5
 """Seconds between updates of the bar."""
 
 
+class Events:
+    """TensorBoard events of one run, in `folder`; those of a past that did not happen, after step `start`, are void.
+
+    Not by tensorboardX.SummaryWriter, whose thread dies of a full disk, with a traceback, and then blocks the run.
+    Raises OSError.
+    """
+
+    def __init__(self, folder: Path, start: int):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self._writer = EventsWriter(str(folder / "events"))
+        self._writer.write_event(
+            Event(wall_time=time.time(), step=start + 1, session_log=SessionLog(status=SessionLog.START))
+        )
+
+    def add(self, step: int, scalars: dict[str, float]) -> None:
+        """Write values under their names, a split's prefix as a group: train_loss becomes train/loss."""
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
+        for name, value in scalars.items():
+            summary = scalar(_SPLIT_PREFIX.sub(r"\1/", name), value)
+            self._writer.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Close the file; everything is written already."""
+        with contextlib.suppress(OSError):  # `add` has raised it
+            self._writer.close()
+
+
 class Reporter:
     """Shows the progress of one run, and writes its TensorBoard events to `tensorboard`.
 
@@ -26,11 +60,8 @@ class Reporter:
     """
 
     def __init__(self, tensorboard: Path, epochs: int, steps: int, start: int):
-        from tensorboardX import SummaryWriter
-
         self._epochs, self._steps = epochs, steps
-        # Events after the restored step are of a past that did not happen.
-        self._writer = SummaryWriter(str(tensorboard), purge_step=start + 1, flush_secs=10)
+        self._events = Events(tensorboard, start)
         console = Console(file=sys.stdout, highlight=False)
         self._bar = None
         if console.is_terminal:
@@ -53,7 +84,7 @@ class Reporter:
     def __exit__(self, *_: object) -> None:
         if self._bar:
             self._bar.stop()
-        self._writer.close()
+        self._events.close()
 
     def message(self, text: str) -> None:
         """Print a line, above the bar if there is one."""
@@ -104,7 +135,6 @@ class Reporter:
         parts.append(f"rate {record['learning_rate']:.4g}")
         parts.append(f"{record['images_per_second']:,.0f} images/s")
         self.message("  ".join(parts))
-        for key, value in record.items():
-            if key not in ("epoch", "step"):
-                self._writer.add_scalar(_SPLIT_PREFIX.sub(r"\1/", key), value, record["step"])
+        scalars = {key: value for key, value in record.items() if key not in ("epoch", "step")}
+        self._events.add(record["step"], scalars)
         self._due = time.monotonic() + self._interval

@@ -2,16 +2,20 @@
 
 import contextlib
 import datetime
+import functools
+import glob
 import importlib.metadata
 import logging
 import os
 import platform
+import re
 import shlex
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, Generic, Self, TypeVar
@@ -21,6 +25,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxresnet.batch import Batch
 from jaxresnet.errors import Interrupted, UserError
+from jaxresnet.memory import free_bytes
 
 T = TypeVar("T")
 
@@ -35,9 +40,26 @@ def quiet_libraries() -> None:
 
     Environment variables that the user has set win.
     """
-    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax's, about its own options
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # its start-up notices
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax's, which raises what it logs as errors
+    sys.unraisablehook = _ignore_closed_loops
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":  # which JAX sets as it is imported
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = (
+            "2"  # its start-up notices, its comments on errors that it raises
+        )
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # no notice, and the same results on every CPU
+
+
+_unraisablehook = sys.unraisablehook
+
+
+def _ignore_closed_loops(unraisable: Any) -> None:
+    """Leave out the tracebacks, hundreds, of writes that outlive the first one that failed of a checkpoint.
+
+    Orbax raises that one and closes the event loop which tensorstore's threads report the others to.
+    """
+    error = unraisable.exc_value
+    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+        _unraisablehook(unraisable)
 
 
 def start_devices(device: str, cpu_devices: int) -> Mesh:
@@ -87,8 +109,44 @@ def check_batch_size(batch_size: int, devices: int) -> None:
         )
 
 
+@contextlib.contextmanager
+def telling_of_memory(batch_size: int, mesh: Mesh) -> Iterator[None]:
+    """Raise UserError where the block runs out of memory, on a device or on the host."""
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        reason = (str(error).strip() or "MemoryError").splitlines()[0]
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in reason:
+            raise
+        devices = mesh.devices.size
+        raise UserError(
+            f"out of memory with batch_size {batch_size:,} on {devices} {mesh.devices.flat[0].platform} "
+            f"device{'s' * (devices > 1)} ({reason}): lower batch_size, or model.stage_channels"
+        ) from error
+
+
+def check_memory(batch_size: int, mesh: Mesh, step: jax.stages.Compiled) -> None:
+    """Raise UserError if the host has less memory than the compiled `step` takes on virtual CPU devices.
+
+    There the system would kill the process, or one device fail while the others wait for it. A GPU fails by itself.
+    """
+    devices = mesh.devices.size
+    analysis, free = step.memory_analysis(), free_bytes()
+    if mesh.devices.flat[0].platform != "cpu" or analysis is None or free is None:
+        return
+    needed = devices * analysis.temp_size_in_bytes
+    if needed > free:
+        fitting = int(batch_size * free / needed) // devices * devices
+        remedy = f"batch_size to about {fitting:,}" if fitting else "batch_size and model.stage_channels"
+        raise UserError(
+            f"out of memory: a step with batch_size {batch_size:,} needs {needed / 2**30:.1f} GiB on {devices} cpu "
+            f"devices, {free / 2**30:.1f} GiB are free: lower {remedy}"
+        )
+
+
 def use_compilation_cache() -> None:
     """Keep compiled programs between runs: in $JAX_COMPILATION_CACHE_DIR, else in the user's cache folder."""
+    warnings.showwarning = _mend_compilation_cache
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return  # JAX reads it itself
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jaxresnet" / "compilation"
@@ -101,6 +159,35 @@ def use_compilation_cache() -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache))
     else:
         print(f"note: no compilation cache, because {cache} is not writable", file=sys.stderr)
+
+
+_showwarning = warnings.showwarning
+_CACHE_PROBLEM = re.compile(r"Error (?:read|writ)ing persistent compilation cache entry for '(.+?)': (.*)")
+
+
+def _mend_compilation_cache(message: Warning | str, *details: Any) -> None:
+    """Remove an entry that JAX cannot read or write, which it would warn of and leave at every start.
+
+    A process that is killed, or a full disk, leaves one. The entry's exact name is not told, so all of its
+    program's go.
+    """
+    problem = _CACHE_PROBLEM.match(str(message))
+    folder = jax.config.jax_compilation_cache_dir
+    if problem is None or folder is None:
+        _showwarning(message, *details)
+        return
+    program, reason = problem.groups()
+    with contextlib.suppress(OSError):
+        for entry in Path(folder).glob(f"{glob.escape(program)}-*"):
+            entry.unlink(missing_ok=True)
+    _tell_once(
+        f"note: an entry of the compilation cache {folder} was of no use ({reason[:100]}) and is removed"
+    )
+
+
+@functools.cache
+def _tell_once(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 class StopSignal:

@@ -83,7 +83,10 @@ class Workdir:
                 yield
         except OSError as error:
             place = error.filename or self.path
-            raise UserError(f"cannot write {place}: {error.strerror or error}") from error
+            raise UserError(
+                f"cannot write {place}: {error.strerror or error}; what was saved before is intact: mend that, "
+                "then run the same command again"
+            ) from error
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
@@ -109,10 +112,7 @@ class Workdir:
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Add a line to metrics.jsonl; it is on disk when this returns."""
-        with self._metrics.open("a") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        _write_to_disk(self._metrics, "a", json.dumps(record, allow_nan=False) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl, one per finished epoch; a torn last line does not count."""
@@ -178,8 +178,16 @@ def write_json(path: Path, content: Any) -> None:
 def _write(path: Path, text: str) -> None:
     """Replace a file at once: a reader, or a crash, finds the old content or the new."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    _write_to_disk(temporary, "w", text)
     temporary.replace(path)
+
+
+def _write_to_disk(path: Path, mode: str, text: str) -> None:
+    """Write to a file and wait until it is on disk. Raises OSError with the file's name: a full disk's has none."""
+    try:
+        with path.open(mode, encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error

@@ -1,6 +1,9 @@
 """Suite-wide switches, and the fixtures that several test modules share."""
 
+import contextlib
 import os
+import resource
+from collections.abc import Iterator
 
 # Before JAX and TensorFlow are imported: four virtual devices in every test.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -55,3 +58,14 @@ def digits() -> Split:
 def mesh_of(devices: int) -> Mesh:
     """A mesh of the first `devices` virtual devices."""
     return jax.make_mesh((devices,), ("data",), devices=jax.devices()[:devices], axis_types=(AxisType.Auto,))
+
+
+@contextlib.contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """The kernel refuses to let any file grow beyond `size` bytes meanwhile, as a full disk would."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))  # Python ignores the signal, the write fails
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))

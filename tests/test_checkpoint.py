@@ -1,5 +1,6 @@
 """Checkpoints: exact, kept as promised, and never silently wrong."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import mesh_of
+from conftest import largest_file, mesh_of
 
 from jaxresnet.checkpoint import Checkpoints, DamagedCheckpointError
 from jaxresnet.config import Config
@@ -81,6 +82,35 @@ def test_it_is_replaced_while_it_is_still_being_written(checkpoints: Checkpoints
     checkpoints.wait()
     assert checkpoints.steps() == [3]
     assert checkpoints.best_step() == 3
+
+
+@pytest.mark.parametrize("size", [0, 1000])
+def test_a_save_that_the_disk_refuses_is_told_in_a_line_and_loses_nothing(
+    tmp_path: Path, tiny_config: Config, state: TrainState, capfd, size: int
+):
+    def save_both(directory: Path) -> None:
+        with Checkpoints(directory) as checkpoints:
+            checkpoints.save(at(state, 1), accuracy=0.5)
+            checkpoints.wait()
+            with largest_file(size):
+                checkpoints.save(at(state, 2), accuracy=0.6)
+                checkpoints.wait()
+
+    refusal = r"cannot save .*: File too large; earlier checkpoints are intact \(steps: 1\)"
+    with pytest.raises(UserError, match=refusal) as caught:
+        save_both(tmp_path / "full")
+    assert len(str(caught.value).splitlines()) == 1
+    assert capfd.readouterr().err == ""
+    # Elsewhere, because writes of the save that failed may still be under way in this process.
+    ignore = shutil.ignore_patterns("*-tmp")
+    shutil.copytree(tmp_path / "full", tmp_path / "space", ignore=ignore)
+    template = state_template(tiny_config, mesh_of(4))
+    with Checkpoints(tmp_path / "space") as checkpoints:
+        assert_same(checkpoints.restore_latest(template, print), at(state, 1))
+        checkpoints.save(at(state, 2), accuracy=0.6)
+        checkpoints.wait()
+        assert checkpoints.steps() == [1, 2]
+        assert_same(checkpoints.restore(2, template), at(state, 2))
 
 
 def flip_a_byte(path: Path) -> None:

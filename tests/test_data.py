@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jaxresnet import data
 from jaxresnet.batch import Batch
 from jaxresnet.config import AugmentConfig, Config, DataConfig
-from jaxresnet.data import Split, evaluation_batches, holdout_indices, load_split, train_batches
+from jaxresnet.data import Split, evaluation_batches, holdout_indices, load_split, load_splits, train_batches
 from jaxresnet.errors import UserError
 
 PLAIN = {"horizontal_flip": False, "crop_padding": 0, "rotation_degrees": 0, "brightness": 0}
@@ -158,12 +158,18 @@ def prepared_cifar10() -> bool:
     return bool(list(Path(os.environ.get("TFDS_DATA_DIR", "")).glob("cifar10/*/dataset_info.json")))
 
 
-@pytest.mark.skipif(
+with_cifar10 = pytest.mark.skipif(
     not (os.environ.get("TFDS_DATA_DIR") and prepared_cifar10()),
     reason="TFDS_DATA_DIR holds no prepared CIFAR-10",
 )
+
+
+@with_cifar10
 def test_real_cifar10():
-    train, test = load_split(DataConfig(), "train"), load_split(DataConfig(), "test")
+    splits = load_splits(DataConfig(validation_examples=5000), {"train", "validation", "test"})
+    train, validation, test = splits["train"], splits["validation"], splits["test"]
+    assert len(validation.labels) == 5000
+    train = Split(*(np.concatenate(parts) for parts in zip(train, validation, strict=True)))
     info = Config().dataset
     assert train.images.shape == (50_000, 32, 32, 3)
     assert test.images.shape == (10_000, 32, 32, 3)
@@ -173,7 +179,59 @@ def test_real_cifar10():
     square = np.square(train.images, dtype=np.uint16).mean((0, 1, 2)) / 255**2
     np.testing.assert_allclose(mean, info.mean, atol=1e-4)
     np.testing.assert_allclose(np.sqrt(square - mean**2), info.std, atol=1e-4)
-    assert len(load_split(DataConfig(validation_examples=5000), "validation").labels) == 5000
+
+
+def damaged_copy(folder: Path, damage) -> str:
+    """A folder with CIFAR-10 whose test split's file is damaged."""
+    (source,) = Path(os.environ["TFDS_DATA_DIR"]).glob("cifar10/*")
+    copy = folder / "cifar10" / source.name
+    copy.mkdir(parents=True)
+    for path in source.iterdir():
+        if "-test." in path.name:
+            (copy / path.name).write_bytes(damage(bytearray(path.read_bytes())))
+        else:
+            (copy / path.name).symlink_to(path)
+    return str(folder)
+
+
+def flip(content: bytearray) -> bytearray:
+    content[len(content) // 2] ^= 1
+    return content
+
+
+@with_cifar10
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [(flip, "corrupted record"), (lambda content: content[:-50], "truncated record")],
+    ids=["flipped", "truncated"],
+)
+def test_a_damaged_file_is_named(tmp_path: Path, capfd, damage, problem: str):
+    directory = damaged_copy(tmp_path, damage)
+    with pytest.raises(UserError, match=rf"{tmp_path}/\S*-test\.tfrecord\S*: {problem} .*; remove") as caught:
+        load_split(DataConfig(dir=directory), "test")
+    assert caught.value.exit_code == 1
+    assert len(str(caught.value).splitlines()) == 1
+    assert "Op:" not in str(caught.value)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "problem"),
+    [
+        (np.zeros((1442, 32, 32, 3), np.uint8), np.full(1442, 10), "labels 10 to 10"),
+        (np.zeros((1442, 32, 32, 3), np.uint8), np.arange(1442) % 10 - 1, "labels -1 to 8"),
+        (np.zeros((1441, 32, 32, 3), np.uint8), np.arange(1441) % 10, r"images \(1441, 32, 32, 3\)"),
+        (np.zeros((1442, 28, 28, 1), np.uint8), np.arange(1442) % 10, r"images \(1442, 28, 28, 1\)"),
+        (np.zeros((1442, 32, 32, 3), np.float32), np.arange(1442) % 10, "float32 images"),
+        (np.zeros((0, 32, 32, 3), np.uint8), np.arange(0), r"images \(0, 32, 32, 3\);"),
+    ],
+)
+def test_a_foreign_data_set_is_refused(monkeypatch, images: np.ndarray, labels: np.ndarray, problem: str):
+    monkeypatch.setattr(data, "_load_digits", lambda split: Split(images, labels))
+    with pytest.raises(
+        UserError, match=rf"train split is not that of digits: expected uint8 .*found .*{problem}"
+    ):
+        load_split(DataConfig(name="digits"), "train")
 
 
 def test_missing_data_without_a_network_fails_fast_with_the_ways_out(tmp_path, monkeypatch, capsys):

@@ -235,6 +235,16 @@ def test_other_evaluation_splits(tmp_path: Path, config: Config, capsys, split: 
     assert ("best epoch 1: validation accuracy" in capsys.readouterr().out) == (split == "validation")
 
 
+def test_a_batch_larger_than_the_evaluated_split(tmp_path: Path, config: Config):
+    data = config.data.model_copy(update={"validation_examples": 30})
+    split = config.evaluation.model_copy(update={"split": "validation"})
+    update = {"epochs": 1, "batch_size": 400, "data": data, "evaluation": split}
+    evaluation = fit(config.model_copy(update=update), tmp_path)
+    assert np.array(evaluation["confusion_matrix"]).sum() == 355
+    (record,) = records(tmp_path)
+    assert record["validation_accuracy"] * 30 == pytest.approx(round(record["validation_accuracy"] * 30))
+
+
 def test_each_step_is_traced_once(tmp_path: Path, config: Config, monkeypatch):
     traces = {"train": 0, "eval": 0}
 

@@ -1,4 +1,4 @@
-"""Huge pages: the process starts again once, and only where that helps."""
+"""Memory: what is free, and huge pages, for which the process starts again once, and only where that helps."""
 
 import os
 import subprocess
@@ -54,3 +54,17 @@ def test_elsewhere_nothing_happens(setting: str | None, tmp_path: Path, monkeypa
         (tmp_path / "enabled").write_text(setting + "\n")
     memory.use_huge_pages()
     assert "GLIBC_TUNABLES" not in os.environ
+
+
+def test_free_memory_ends_where_the_process_is_limited():
+    code = (
+        "import resource\n"
+        "from jaxresnet.memory import free_bytes\n"
+        "machine = free_bytes()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))\n"
+        "print(machine, free_bytes())\n"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    machine, limited = map(int, process.stdout.split())
+    assert machine > limited
+    assert 2**29 < limited < 2**30  # less what Python itself has taken

@@ -13,7 +13,15 @@ from conftest import mesh_of
 
 from jaxresnet import runtime
 from jaxresnet.errors import Interrupted, UserError
-from jaxresnet.runtime import Background, StopSignal, check_batch_size, describe_environment, start_devices
+from jaxresnet.runtime import (
+    Background,
+    StopSignal,
+    check_batch_size,
+    check_memory,
+    describe_environment,
+    start_devices,
+    telling_of_memory,
+)
 
 
 def test_the_first_signal_is_noted_and_the_second_ends_the_process():
@@ -95,6 +103,66 @@ def test_an_unwritable_cache_folder_costs_one_line(tmp_path, monkeypatch, capsys
     runtime.use_compilation_cache()
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert jax.config.jax_compilation_cache_dir == before
+
+
+def test_a_torn_cache_entry_costs_one_line_and_is_replaced(tmp_path):
+    code = (
+        "import pathlib, sys, jax\n"
+        "from jaxresnet.runtime import use_compilation_cache\n"
+        "use_compilation_cache()\n"
+        "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)\n"
+        "folder = pathlib.Path(jax.config.jax_compilation_cache_dir)\n"
+        "def double(x): return x * 2\n"
+        "for start in range(4):\n"
+        "    jax.clear_caches()\n"
+        "    print('start', start, float(jax.jit(double)(2.0)), file=sys.stderr)\n"
+        "    (entry,) = folder.glob('jit_double-*')\n"
+        "    print(entry.stat().st_size > 500)\n"
+        "    if start == 1: entry.write_bytes(entry.read_bytes()[:200])\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "JAX_COMPILATION_CACHE_DIR"}
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment | {"XDG_CACHE_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert process.stdout == "True\n" * 4
+    lines = process.stderr.splitlines()
+    (note,) = [line for line in lines if not line.startswith("start")]
+    assert note.startswith(f"note: an entry of the compilation cache {tmp_path}")
+    assert lines.index(note) == 2  # before the third start's result; the fourth is silent
+
+
+def test_other_warnings_are_shown(monkeypatch):
+    shown = []
+    monkeypatch.setattr(runtime, "_showwarning", lambda message, *details: shown.append(str(message)))
+    runtime._mend_compilation_cache(UserWarning("else"), UserWarning, "file", 1)
+    assert shown == ["else"]
+
+
+def test_running_out_of_memory_is_told():
+    step = jax.jit(lambda x: jax.numpy.sort(jax.numpy.outer(x, x)).sum())
+    huge = jax.ShapeDtypeStruct((2_000_000,), jax.numpy.float32)  # 16 TB
+    compiled = step.lower(huge).compile()
+    with pytest.raises(
+        UserError, match=r"needs \d{5,}\.\d GiB on 4 cpu devices, .*: lower batch_size to about"
+    ) as caught:
+        check_memory(10**9, mesh_of(4), compiled)
+    assert caught.value.exit_code == 1
+    check_memory(4, mesh_of(4), step.lower(jax.ShapeDtypeStruct((20,), jax.numpy.float32)).compile())
+    with (
+        pytest.raises(
+            UserError, match=r"batch_size 8 on 4 cpu devices \(.*[Oo]ut of memory.*\): lower batch_size"
+        ),
+        telling_of_memory(8, mesh_of(4)),
+    ):
+        jax.block_until_ready(compiled(jax.numpy.ones(2_000_000)))
+    with pytest.raises(UserError, match="out of memory"), telling_of_memory(8, mesh_of(1)):
+        raise MemoryError
+    with pytest.raises(jax.errors.JaxRuntimeError), telling_of_memory(8, mesh_of(1)):
+        raise jax.errors.JaxRuntimeError("INTERNAL: else")
 
 
 def test_the_environment_is_described_in_json_values():

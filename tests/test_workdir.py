@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import largest_file
 
 from jaxresnet.config import Config
 from jaxresnet.errors import UserError
@@ -85,6 +86,24 @@ def test_metrics_lines_are_added_read_and_cut(tmp_path: Path):
     assert [record["epoch"] for record in run.metrics()] == [1, 2, 3]
     with pytest.raises(ValueError, match="JSON compliant"):
         run.append_metrics({"loss": float("nan")})
+
+
+def test_a_line_that_the_disk_refuses_is_told_and_cut_on_resuming(tmp_path: Path):
+    run = Workdir(tmp_path / "run")
+    with run.open(Config()):
+        run.append_metrics({"epoch": 1, "step": 10})
+    with (
+        pytest.raises(UserError, match=r"cannot write \S+/metrics.jsonl: File too large; .*intact") as caught,
+        run.open(Config()),
+        largest_file(30),
+    ):
+        run.append_metrics({"epoch": 2, "step": 20})
+    assert caught.value.exit_code == 1
+    assert (tmp_path / "run" / "metrics.jsonl").stat().st_size == 30  # half a line
+    with run.open(Config()):
+        run.cut_metrics(10)
+        run.append_metrics({"epoch": 2, "step": 20})
+    assert [record["epoch"] for record in run.metrics()] == [1, 2]
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", "null", "\xff"])

@@ -45,10 +45,9 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     words = " ".join(str(error).split()) or type(error).__name__
-    chain, from_system, _ = words.partition(
-        " [os_error_code="
-    )  # tensorstore's, after all that it was about to do
-    return chain.rpartition(": ")[2] if from_system else words.split(" [")[0][:200]
+    reason = words.split(" [")[0]
+    # The system's own words come last, after all that tensorstore was about to do.
+    return reason.rpartition(": ")[2] if "[os_error_code=" in words else reason[:200]
 
 
 def _text_checksum(value: Any) -> str:

@@ -42,11 +42,18 @@ def quiet_libraries() -> None:
     """
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax's, which raises what it logs as errors
     sys.unraisablehook = _ignore_closed_loops
+    logging.getLogger("asyncio").addFilter(_not_of_checkpoints)
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":  # which JAX sets as it is imported
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = (
             "2"  # its start-up notices, its comments on errors that it raises
         )
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # no notice, and the same results on every CPU
+
+
+def _not_of_checkpoints(record: logging.LogRecord) -> bool:
+    """Leave out the reads of a damaged checkpoint that failed after the one whose error was raised."""
+    message = record.getMessage()
+    return "was never retrieved" not in message or not ("orbax" in message or "OCDBT" in message)
 
 
 _unraisablehook = sys.unraisablehook

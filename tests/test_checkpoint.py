@@ -1,5 +1,6 @@
 """Checkpoints: exact, kept as promised, and never silently wrong."""
 
+import gc
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -125,7 +126,7 @@ def truncate(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [flip_a_byte, truncate, Path.unlink])
 def test_damage_to_any_file_is_harmless_or_noticed(
-    checkpoints: Checkpoints, tmp_path: Path, tiny_config: Config, state: TrainState, damage
+    checkpoints: Checkpoints, tmp_path: Path, tiny_config: Config, state: TrainState, caplog, damage
 ):
     checkpoints.save(at(state, 2), accuracy=0.1)
     checkpoints.wait()
@@ -139,6 +140,8 @@ def test_damage_to_any_file_is_harmless_or_noticed(
             noticed.append(path.relative_to(tmp_path).parts[1] * ("checkpoint 2" in str(error)))
         path.write_bytes(content)
     assert {"weights", "rest", "meta"} <= set(noticed)
+    gc.collect()
+    assert caplog.text == ""  # the error is enough
 
 
 def test_after_damage_the_checkpoint_before_is_taken(

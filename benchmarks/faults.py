@@ -375,9 +375,9 @@ def torn_cache(reference: Reference, place: Path) -> Iterator[Finding]:
 
 
 def little_memory(reference: Reference, place: Path) -> Iterator[Finding]:
-    limit = 12 * 2**20  # KiB
+    limit = 6 * 2**20  # KiB
     wide = (
-        "--batch-size 1440 --model.stem-channels 64 --model.stage-channels 64 128 --cpu-devices 4 --epochs 1"
+        "--batch-size 1440 --model.stem-channels 64 --model.stage-channels 128 128 --cpu-devices 4 --epochs 1"
     )
     process = subprocess.run(
         ["bash", "-c", f'ulimit -v {limit}; "$@"', "bash", sys.executable, "-m", "jaxresnet.train",

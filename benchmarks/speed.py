@@ -142,7 +142,7 @@ def contenders(config: Config, precisions: list[str], mesh: Mesh) -> Iterator[Co
     device = "cuda" if mesh.devices.flat[0].platform == "gpu" else "cpu"
     if device == "cpu":
         large, convolution._CACHED_INPUTS = convolution._CACHED_INPUTS, sys.maxsize
-        name = "JAX float32, all kernel gradients by XLA"
+        name = "JAX float32, all convolutions by XLA"
         yield jax_contender(config, "float32", mesh)._replace(name=name)
         convolution._CACHED_INPUTS = large
     for precision in precisions:
@@ -221,7 +221,7 @@ def measure_steps(
 
 
 def measure_convolutions(config: Config, mesh: Mesh, seconds: float) -> list[dict[str, Any]]:
-    """GFLOP/s of each distinct convolution: forward, gradient of the inputs, of the kernel; all with ours."""
+    """GFLOP/s by the definition of each distinct convolution: forward, gradient of the inputs, of the kernel; ours."""
     found: dict[tuple, int] = {}
 
     def record(next_call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:

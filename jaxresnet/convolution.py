@@ -1,18 +1,21 @@
-"""Convolution with a kernel gradient that is fast on a CPU, too.
+"""Convolutions that are fast on a CPU, too.
 
-XLA:CPU computes the kernel gradient as a convolution of transposed arrays. Into the transposition, which reads at
-a stride of whole images, it fuses the chain of BatchNorm, ReLU and residual additions in front and computes it
-again for every element. Here a loop over parts of the batch takes its place: gather each position's window, then
-one matrix product. Where it wins, and by how much: results/speed/README.md.
+XLA:CPU computes a convolution by its definition, and the kernel gradient as a convolution of transposed arrays. Into
+the transposition, which reads at a stride of whole images, it fuses the chain of BatchNorm, ReLU and residual
+additions in front and computes it again for every element. Here, on a CPU and for activations that no cache holds,
+3x3 convolutions and their gradients take fewer multiplications (Winograd's algorithm), and other kernels' gradients a
+loop that gathers each position's window and multiplies matrices. Where it wins, and by how much:
+results/speed/README.md.
 """
 
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
@@ -20,18 +23,56 @@ _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 _POSITIONS = 1024
 """Output positions that one matrix product takes: for 3x3 windows of 64 channels 2.4 MB, about a core's cache."""
 
+_TILES = 128
+"""Tiles that Winograd's products take at a time: 36 of 64 channels twice are 2.4 MB."""
+
 _CACHED_INPUTS = 2**19
 """Activations of no more elements on each device, 2 MiB of them, are left to XLA, which transposes them in cache."""
 
-
 Padding = tuple[tuple[int, int], tuple[int, int]]
+
+
+class _Winograd(NamedTuple):
+    """F(m x m, 3 x 3) of Lavin and Gray, Fast Algorithms for Convolutional Neural Networks (arXiv:1509.09308).
+
+    A tile of m x m outputs Y is A^T [(G g G^T) * (B^T d B)] A of the kernel g and the (m + 2) x (m + 2) inputs d, with
+    (m + 2)^2 multiplications instead of 9 m^2.
+    """
+
+    inputs: np.ndarray  # B^T
+    kernel: np.ndarray  # G
+    outputs: np.ndarray  # A^T
+
+
+_TWO = _Winograd(
+    inputs=np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]]),
+    kernel=np.array([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]]) / 2,
+    outputs=np.array([[1, 1, 1, 0], [0, 1, -1, -1]]),
+)
+"""2.25 times fewer multiplications; in float32 about twice the rounding of the definition."""
+
+_FOUR = _Winograd(
+    inputs=np.array(
+        [
+            [4, 0, -5, 0, 1, 0],
+            [0, -4, -4, 1, 1, 0],
+            [0, 4, -4, -1, 1, 0],
+            [0, -2, -1, 2, 1, 0],
+            [0, 2, -1, -2, 1, 0],
+            [0, 4, 0, -5, 0, 1],
+        ]
+    ),
+    kernel=np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24,
+    outputs=np.array([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]),
+)
+"""4 times fewer multiplications, and about ten times the rounding: for kernel gradients, which no layer passes on."""
 
 
 def make_convolution(shards: int) -> Callable[..., jax.Array]:
     """A function that takes the place of `lax.conv_general_dilated` in `flax.linen.Conv`.
 
-    `shards` is the number of devices that the batch is sharded over: the loop keeps the parts of each apart, so
-    that they meet only once, at its end. Another number gives the same gradient to rounding. The function raises
+    `shards` is the number of devices that the batch is sharded over: loops keep the parts of each apart, so
+    that they meet only once, at the end. Another number gives the same result to rounding. The function raises
     NotImplementedError for dilated or grouped convolutions, and differentiates in reverse mode only.
     """
 
@@ -75,7 +116,15 @@ def _convolve(
     precision: lax.PrecisionLike,
     shards: int,
 ) -> jax.Array:
-    return _plain(inputs, kernel, strides, padding, precision)
+    def by_xla(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
+        return _plain(inputs, kernel, strides, padding, precision)
+
+    def by_winograd(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
+        return winograd_convolution(inputs, kernel, precision, shards)
+
+    if _cached(inputs, shards) or not _has_winograd(inputs, kernel, strides, padding):
+        return by_xla(inputs, kernel)
+    return lax.platform_dependent(inputs, kernel, cpu=by_winograd, default=by_xla)
 
 
 def _forward(
@@ -86,7 +135,7 @@ def _forward(
     precision: lax.PrecisionLike,
     shards: int,
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _plain(inputs, kernel, strides, padding, precision), (inputs, kernel)
+    return _convolve(inputs, kernel, strides, padding, precision, shards), (inputs, kernel)
 
 
 def _backward(
@@ -97,21 +146,122 @@ def _backward(
     saved: tuple[jax.Array, jax.Array],
     gradient: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
+    def by_xla(inputs: jax.Array, kernel: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+        convolve = functools.partial(_plain, strides=strides, padding=padding, precision=precision)
+        return jax.vjp(convolve, inputs, kernel)[1](gradient)
+
+    def by_products(inputs: jax.Array, kernel: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+        to_inputs, _ = by_xla(inputs, kernel, gradient)
+        return to_inputs, kernel_gradient(inputs, gradient, kernel.shape, strides, padding, precision, shards)
+
+    def by_winograd(inputs: jax.Array, kernel: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+        rotated = kernel[::-1, ::-1].swapaxes(2, 3)
+        to_inputs = winograd_convolution(gradient, rotated, precision, shards)
+        return to_inputs, winograd_kernel_gradient(inputs, gradient, precision, shards)
+
     inputs, kernel = saved
-    (to_inputs,) = jax.vjp(lambda x: _plain(x, kernel, strides, padding, precision), inputs)[1](gradient)
-
-    def by_xla(inputs: jax.Array, gradient: jax.Array) -> jax.Array:
-        return jax.vjp(lambda k: _plain(inputs, k, strides, padding, precision), kernel)[1](gradient)[0]
-
-    def by_products(inputs: jax.Array, gradient: jax.Array) -> jax.Array:
-        return kernel_gradient(inputs, gradient, kernel.shape, strides, padding, precision, shards)
-
-    if inputs.size // shards <= _CACHED_INPUTS:
-        return to_inputs, by_xla(inputs, gradient)
-    return to_inputs, lax.platform_dependent(inputs, gradient, cpu=by_products, default=by_xla)
+    if _cached(inputs, shards):
+        return by_xla(inputs, kernel, gradient)
+    on_cpu = by_winograd if _has_winograd(inputs, kernel, strides, padding) else by_products
+    return lax.platform_dependent(inputs, kernel, gradient, cpu=on_cpu, default=by_xla)
 
 
 _convolve.defvjp(_forward, _backward)
+
+
+def _cached(inputs: jax.Array, shards: int) -> bool:
+    """Whether XLA's own way is as good."""
+    return inputs.size // shards <= _CACHED_INPUTS
+
+
+def _has_winograd(inputs: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Padding) -> bool:
+    """Whether the functions below compute this convolution, in a dtype that can bear their rounding."""
+    whole_tiles = inputs.shape[1] % 4 == inputs.shape[2] % 4 == 0
+    usual = (*kernel.shape[:2], *strides, *padding) == (3, 3, 1, 1, (1, 1), (1, 1))
+    return usual and whole_tiles and inputs.dtype.itemsize >= 4
+
+
+def _combine(matrix: np.ndarray, parts: Sequence[jax.Array]) -> list[jax.Array]:
+    """The product of a small constant matrix and a vector of arrays, by additions."""
+    combinations = []
+    for row in matrix:
+        terms = [part if c == 1 else float(c) * part for c, part in zip(row, parts, strict=True) if c]
+        combinations.append(functools.reduce(jnp.add, terms))
+    return combinations
+
+
+def _transform(matrix: np.ndarray, images: jax.Array, step: int) -> jax.Array:
+    """M t M^T of every square tile t of images [S, N, H, W, C], for a matrix M of shape [n, size of t].
+
+    Tiles start every `step` rows and columns. Returns [S, n n, N tiles, C].
+    """
+    size = matrix.shape[1]
+    height, width = (side - size + 1 for side in images.shape[2:4])
+    rows = jnp.stack(_combine(matrix, [images[:, :, i : i + height : step] for i in range(size)]), 1)
+    planes = jnp.stack(_combine(matrix, [rows[:, :, :, :, j : j + width : step] for j in range(size)]), 2)
+    return planes.reshape(len(images), len(matrix) ** 2, -1, images.shape[-1])
+
+
+def _in_parts(images: jax.Array, shards: int, most: int) -> jax.Array:
+    """[B, ...] as [shards, parts, images at a time, ...], where at most `most` images, or one, are taken at a time."""
+    shards = math.gcd(shards, images.shape[0])
+    each = images.shape[0] // shards
+    size = max(n for n in range(1, max(1, most) + 1) if each % n == 0)
+    return images.reshape(shards, each // size, size, *images.shape[1:])
+
+
+def _part(images: jax.Array, index: jax.Array) -> jax.Array:
+    return lax.dynamic_index_in_dim(images, index, 1, keepdims=False)
+
+
+def winograd_convolution(
+    inputs: jax.Array, kernel: jax.Array, precision: lax.PrecisionLike, shards: int
+) -> jax.Array:
+    """The 3x3 convolution of inputs [B, H, W, C] with stride 1 and padding 1, by F(2x2, 3x3). H and W are even."""
+    batch, height, width, channels = inputs.shape
+    features, tiles = kernel.shape[3], height * width // 4
+    parts = _in_parts(inputs, shards, _TILES // tiles)
+    to_tile = jnp.asarray(_TWO.kernel, kernel.dtype)
+    kernels = jnp.einsum("ia,abcd,jb->ijcd", to_tile, kernel, to_tile, precision=precision)
+    kernels = jnp.broadcast_to(kernels.reshape(16, channels, features), (len(parts), 16, channels, features))
+
+    def convolve(_: None, index: jax.Array) -> tuple[None, jax.Array]:
+        x = jnp.pad(_part(parts, index), ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
+        products = lax.dot_general(
+            _transform(_TWO.inputs, x, 2), kernels, (((3,), (2,)), ((0, 1), (0, 1))), precision=precision
+        )
+        products = products.reshape(len(x), 4, 4, x.shape[1], height // 2, width // 2, features)
+        rows = jnp.stack(_combine(_TWO.outputs, [products[:, i] for i in range(4)]), 4)
+        outputs = jnp.stack(_combine(_TWO.outputs, [rows[:, j] for j in range(4)]), 5)
+        return None, outputs.reshape(*x.shape[:2], height, width, features)
+
+    _, outputs = lax.scan(convolve, None, jnp.arange(parts.shape[1]))
+    return outputs.swapaxes(0, 1).reshape(batch, height, width, features)
+
+
+def winograd_kernel_gradient(
+    inputs: jax.Array, gradient: jax.Array, precision: lax.PrecisionLike, shards: int
+) -> jax.Array:
+    """What `kernel_gradient` gives for a 3x3 kernel, stride 1 and padding 1, by F(4x4, 3x3). H and W divide by 4."""
+    _, height, width, channels = inputs.shape
+    features, tiles = gradient.shape[3], height * width // 16
+    parts, gradients = (_in_parts(each, shards, _TILES // tiles) for each in (inputs, gradient))
+
+    def add_part(total: jax.Array, index: jax.Array) -> tuple[jax.Array, None]:
+        x = jnp.pad(_part(parts, index), ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
+        product = lax.dot_general(
+            _transform(_FOUR.outputs.T, _part(gradients, index), 4),
+            _transform(_FOUR.inputs, x, 4),
+            (((2,), (2,)), ((0, 1), (0, 1))),
+            precision=precision,
+        )
+        return total + product, None
+
+    total = jnp.zeros((len(parts), 36, features, channels), gradient.dtype)
+    total, _ = lax.scan(add_part, total, jnp.arange(parts.shape[1]))
+    of_tile = jnp.asarray(_FOUR.kernel, gradient.dtype)
+    products = total.sum(0).reshape(6, 6, features, channels)
+    return jnp.einsum("ia,ijdc,jb->abcd", of_tile, products, of_tile, precision=precision)
 
 
 def kernel_gradient(
@@ -129,18 +279,15 @@ def kernel_gradient(
     outputs. Sums are float32 at least; the result has the dtype of `gradient`.
     """
     height, width, channels, features = kernel_shape
-    batch, rows, columns, _ = gradient.shape
-    shards = math.gcd(shards, batch)
-    most = max(1, _POSITIONS // (rows * columns))
-    images = max(n for n in range(1, most + 1) if batch // shards % n == 0)  # in each shard, at a time
-    inputs = inputs.reshape(shards, -1, images, *inputs.shape[1:])
-    gradient = gradient.reshape(shards, -1, images, rows, columns, features)
+    _, rows, columns, _ = gradient.shape
+    parts, gradients = (
+        _in_parts(each, shards, _POSITIONS // (rows * columns)) for each in (inputs, gradient)
+    )
+    shards = len(parts)
     dtype = jnp.promote_types(gradient.dtype, jnp.float32)
 
-    def add_part(total: jax.Array, part: jax.Array) -> tuple[jax.Array, None]:
-        x = lax.dynamic_index_in_dim(inputs, part, 1, keepdims=False)
-        dy = lax.dynamic_index_in_dim(gradient, part, 1, keepdims=False)
-        x = jnp.pad(x, ((0, 0), (0, 0), *padding, (0, 0)))
+    def add_part(total: jax.Array, index: jax.Array) -> tuple[jax.Array, None]:
+        x = jnp.pad(_part(parts, index), ((0, 0), (0, 0), *padding, (0, 0)))
         last_row, last_column = (rows - 1) * strides[0], (columns - 1) * strides[1]
         taps = [
             x[:, :, i : i + last_row + 1 : strides[0], j : j + last_column + 1 : strides[1]]
@@ -148,7 +295,7 @@ def kernel_gradient(
             for j in range(width)
         ]
         windows = jnp.concatenate(taps, axis=-1).reshape(shards, -1, height * width * channels)
-        dy = dy.reshape(shards, -1, features)
+        dy = _part(gradients, index).reshape(shards, -1, features)
         # The features first: the other order, and one product for each tap, are slower.
         product = lax.dot_general(
             dy, windows, (((1,), (1,)), ((0,), (0,))), precision=precision, preferred_element_type=dtype
@@ -156,5 +303,5 @@ def kernel_gradient(
         return total + product, None
 
     total = jnp.zeros((shards, features, height * width * channels), dtype)
-    total, _ = lax.scan(add_part, total, jnp.arange(inputs.shape[1]))
+    total, _ = lax.scan(add_part, total, jnp.arange(parts.shape[1]))
     return total.sum(0).T.reshape(kernel_shape).astype(gradient.dtype)

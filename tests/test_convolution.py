@@ -1,4 +1,4 @@
-"""The convolution's own kernel gradient against XLA's, in float64."""
+"""The convolution's own ways on a CPU against XLA's, in float64, and their rounding in float32."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,12 @@ import pytest
 from jax import lax
 
 from jaxresnet import convolution
-from jaxresnet.convolution import kernel_gradient, make_convolution
+from jaxresnet.convolution import (
+    kernel_gradient,
+    make_convolution,
+    winograd_convolution,
+    winograd_kernel_gradient,
+)
 
 HIGHEST = lax.Precision.HIGHEST
 CASES = {
@@ -18,14 +23,17 @@ CASES = {
     "several images in a product, and a batch that is no power of two": (12, 8, 3, 1, 1),
     "an odd batch": (3, 8, 3, 1, 1),
     "a small map": (4, 4, 3, 1, 1),
+    "a map that tiles do not divide": (4, 10, 3, 1, 1),
+    "3x3 without padding": (4, 16, 3, 1, 0),
 }
 
 
 def arrays(
-    batch: int, size: int, kernel: int, stride: int, dtype: type = np.float64
+    batch: int, size: int, kernel: int, stride: int, padding: int, dtype: type = np.float64
 ) -> tuple[np.ndarray, ...]:
     random = np.random.default_rng(0)
-    shapes = (batch, size, size, 5), (kernel, kernel, 5, 6), (batch, size // stride, size // stride, 6)
+    outputs = (size + 2 * padding - kernel) // stride + 1
+    shapes = (batch, size, size, 5), (kernel, kernel, 5, 6), (batch, outputs, outputs, 6)
     return tuple(random.normal(size=shape).astype(dtype) for shape in shapes)
 
 
@@ -45,26 +53,26 @@ def test_gradients_equal_those_of_xla(case: str, shards: int, monkeypatch: pytes
     batch, size, kernel, stride, padding = CASES[case]
     strides, paddings = (stride,) * 2, ((padding,) * 2,) * 2
     with jax.enable_x64():
-        inputs, weights, gradient = map(jnp.asarray, arrays(batch, size, kernel, stride))
+        inputs, weights, gradient = map(jnp.asarray, arrays(batch, size, kernel, stride, padding))
         ours = make_convolution(shards)
         outputs, pull_back = jax.vjp(
             lambda x, w: ours(x, w, strides, paddings, precision=HIGHEST), inputs, weights
         )
         expected, expected_pull_back = jax.vjp(reference(stride, padding), inputs, weights)
-        np.testing.assert_allclose(outputs, expected, rtol=1e-12)
+        np.testing.assert_allclose(outputs, expected, rtol=1e-10, atol=1e-11)
         for found, wanted in zip(pull_back(gradient), expected_pull_back(gradient), strict=True):
             np.testing.assert_allclose(found, wanted, rtol=1e-10, atol=1e-11)
 
 
 @pytest.mark.parametrize("option", [{"rhs_dilation": (2, 2)}, {"feature_group_count": 5}])
 def test_what_it_cannot_do_is_refused(option: dict):
-    inputs, weights, _ = arrays(2, 8, 3, 1)
+    inputs, weights, _ = arrays(2, 8, 3, 1, 1)
     with pytest.raises(NotImplementedError, match="without dilation and groups"):
         make_convolution(1)(inputs, weights, (1, 1), ((1, 1),) * 2, **option)
 
 
 def test_sums_of_bfloat16_are_float32():
-    inputs, weights, gradient = arrays(64, 16, 3, 1, jnp.bfloat16)
+    inputs, weights, gradient = arrays(64, 16, 3, 1, 1, jnp.bfloat16)
     found = kernel_gradient(inputs, gradient, weights.shape, (1, 1), ((1, 1),) * 2, HIGHEST, 1)
     exact = jax.vjp(lambda w: reference(1, 1)(inputs.astype("f4"), w), weights.astype("f4"))[1](
         gradient.astype("f4")
@@ -72,6 +80,36 @@ def test_sums_of_bfloat16_are_float32():
     assert found.dtype == jnp.bfloat16
     # half a unit in the last of bfloat16's eight places
     np.testing.assert_allclose(found.astype("f4"), exact[0], rtol=2**-8, atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [8, 16])
+def test_fewer_multiplications_round_little_more(size: int):
+    """Lavin and Gray's own measure: the relative error against float64, here of random arrays."""
+    exact = arrays(16, size, 3, 1, 1)
+    inputs, weights, gradient = (jnp.asarray(array, "f4") for array in exact)
+    with jax.enable_x64():
+        outputs, pull_back = jax.vjp(reference(1, 1), *map(jnp.asarray, exact[:2]))
+        outputs, to_inputs, to_kernel = map(np.asarray, (outputs, *pull_back(jnp.asarray(exact[2]))))
+
+    def error(found: jax.Array, wanted: np.ndarray) -> float:
+        return float(np.linalg.norm(np.asarray(found, "f8") - wanted) / np.linalg.norm(wanted))
+
+    assert error(winograd_convolution(inputs, weights, HIGHEST, 1), outputs) < 5e-7
+    rotated = weights[::-1, ::-1].swapaxes(2, 3)
+    assert error(winograd_convolution(gradient, rotated, HIGHEST, 1), to_inputs) < 5e-7
+    assert error(winograd_kernel_gradient(inputs, gradient, HIGHEST, 1), to_kernel) < 3e-6
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size", "winograd"), [("f4", 32, True), ("bf16", 32, False), ("f4", 34, False)]
+)
+def test_what_takes_fewer_multiplications(dtype: str, size: int, winograd: bool):
+    dtype = {"f4": jnp.float32, "bf16": jnp.bfloat16}[dtype]
+    inputs = jax.ShapeDtypeStruct((64, size, size, 16), dtype)
+    weights = jax.ShapeDtypeStruct((3, 3, 16, 16), dtype)
+    convolve = make_convolution(1)
+    forward = jax.jit(lambda x, w: convolve(x, w, (1, 1), ((1, 1),) * 2)).trace(inputs, weights)
+    assert ("stablehlo.while" in forward.lower(lowering_platforms=("cpu",)).as_text()) == winograd
 
 
 def test_only_a_cpu_takes_the_loop_and_only_for_large_activations():

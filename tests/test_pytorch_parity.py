@@ -196,16 +196,16 @@ def distances(found: dict[str, np.ndarray], reference: dict[str, np.ndarray]) ->
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize(("loss", "by_products"), [("cross_entropy", False), ("mse", True)])
+@pytest.mark.parametrize(("loss", "large"), [("cross_entropy", False), ("mse", True)])
 @pytest.mark.parametrize("name", ["paper", "resnet18"])
 def test_one_batch_in_float64(
-    batches: list[Batch], name: str, loss: str, by_products: bool, monkeypatch: pytest.MonkeyPatch
+    batches: list[Batch], name: str, loss: str, large: bool, monkeypatch: pytest.MonkeyPatch
 ):
     """Float64 rounds to 1e-16; sums over thousands of products through 24 layers leave up to 1e-12.
 
-    `by_products`: with the kernel gradients that a CPU computes for larger batches.
+    `large`: with the convolutions that a CPU computes for larger batches.
     """
-    if by_products:
+    if large:
         monkeypatch.setattr(convolution, "_CACHED_INPUTS", 0)
     config = load(name, width=4, loss=loss)
     state = initial(config)
@@ -216,9 +216,17 @@ def test_one_batch_in_float64(
         assert max(worst.values()) < 1e-11, (what, max(worst, key=worst.get))
 
 
+@pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("name", ["paper", "resnet18"])
-def test_one_batch_of_the_whole_network_in_float32(batches: list[Batch], name: str):
-    """As near to float64 as PyTorch's float32 is, within a factor for another order of summation."""
+def test_one_batch_of_the_whole_network_in_float32(
+    batches: list[Batch], monkeypatch: pytest.MonkeyPatch, name: str, large: bool
+):
+    """As near to float64 as PyTorch's float32 is, within a factor for another order of summation.
+
+    `large`: with the convolutions that a CPU computes for larger batches.
+    """
+    if large:
+        monkeypatch.setattr(convolution, "_CACHED_INPUTS", 0)
     config = load(name)
     state, batch = initial(config), Batch(*(array[:4] for array in batches[0]))
     found = forward_backward(config, state, batch)

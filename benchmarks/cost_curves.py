@@ -105,7 +105,7 @@ def draw(results: dict[str, Any], file: Path) -> None:
     axes[0, 0].set_ylabel("images/s")
     axes[1, 0].set_ylabel("MiB")
     for axis in axes.flat:
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.1 * max(line.get_ydata().max() for line in axis.lines))
         axis.grid(alpha=0.3)
     figure.savefig(file, dpi=110)
 

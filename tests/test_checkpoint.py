@@ -92,10 +92,9 @@ def test_a_save_that_the_disk_refuses_is_told_in_a_line_and_loses_nothing(
     def save_both(directory: Path) -> None:
         with Checkpoints(directory) as checkpoints:
             checkpoints.save(at(state, 1), accuracy=0.5)
+        with largest_file(size), Checkpoints(directory) as checkpoints:
+            checkpoints.save(at(state, 2), accuracy=0.6)
             checkpoints.wait()
-            with largest_file(size):
-                checkpoints.save(at(state, 2), accuracy=0.6)
-                checkpoints.wait()
 
     refusal = r"cannot save .*: File too large; earlier checkpoints are intact \(steps: 1\)"
     with pytest.raises(UserError, match=refusal) as caught:

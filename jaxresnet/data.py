@@ -180,10 +180,9 @@ def import_tensorflow() -> None:
 def _tensorflow():
     """TensorFlow, kept off the GPU, which is JAX's; imported without Keras, which takes a third of its time."""
     with _IMPORTING:
+        # TensorFlow looks for the old Keras, finds none, and goes on; it still loads the new one at its first use.
         chosen = os.environ.get(_KERAS)
-        os.environ[_KERAS] = (
-            "1"  # the old Keras is not installed; either is still loaded where it is first used
-        )
+        os.environ[_KERAS] = "1"
         try:
             import tensorflow as tf
         finally:

@@ -25,7 +25,7 @@ def free_bytes() -> int | None:
         if limit != resource.RLIM_INFINITY:
             pages = int(Path("/proc/self/statm").read_text().split()[0])
             free.append(limit - pages * resource.getpagesize())
-    except (ImportError, OSError, KeyError):
+    except (ImportError, OSError, KeyError, ValueError):
         return None
     with contextlib.suppress(OSError, KeyError, ValueError):  # no such group, or "max"
         group = Path("/sys/fs/cgroup")

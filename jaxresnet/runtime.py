@@ -43,10 +43,9 @@ def quiet_libraries() -> None:
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax's, which raises what it logs as errors
     sys.unraisablehook = _ignore_closed_loops
     logging.getLogger("asyncio").addFilter(_not_of_checkpoints)
-    if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":  # which JAX sets as it is imported
-        os.environ["TF_CPP_MIN_LOG_LEVEL"] = (
-            "2"  # its start-up notices, its comments on errors that it raises
-        )
+    # TensorFlow's start-up notices, and its comments on errors that it raises; JAX sets 1 as it is imported.
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # no notice, and the same results on every CPU
 
 

@@ -154,7 +154,8 @@ class Checkpoints:
         """
         step = int(state.step)
         # As NumPy arrays: of an array on several devices orbax saves a slice from each, and compiles a program for
-        # every shape and device, seconds' work. Copied, because the next train step takes the buffers over.
+        # every shape and device, seconds' work. Copied: a view would keep the next train step from taking the buffers
+        # over.
         items = jax.tree.map(np.array, jax.device_get(_items(state)))
         shapes = {name: _shapes(tree) for name, tree in items.items()}
         checksums = {name: _checksum(tree) for name, tree in items.items()}

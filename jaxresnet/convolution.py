@@ -2,10 +2,11 @@
 
 XLA:CPU computes a convolution by its definition, and the kernel gradient as a convolution of transposed arrays. Into
 the transposition, which reads at a stride of whole images, it fuses the chain of BatchNorm, ReLU and residual
-additions in front and computes it again for every element. Here, on a CPU and for activations that no cache holds,
-3x3 convolutions and their gradients take fewer multiplications (Winograd's algorithm), and other kernels' gradients a
-loop that gathers each position's window and multiplies matrices. Where it wins, and by how much:
-results/speed/README.md.
+additions in front and computes it again for every element. Where the stride is 2 it multiplies the inputs' gradient
+with the zeros that it dilates the outputs' with. Here, on a CPU and for activations that no cache holds, 3x3
+convolutions and their gradients take fewer multiplications (Winograd's algorithm), other kernels' gradients a loop that
+gathers each position's window and multiplies matrices, and gradients of inputs no zeros. Where it wins, and by how
+much: results/speed/README.md.
 """
 
 import functools
@@ -26,8 +27,8 @@ _POSITIONS = 1024
 _TILES = 128
 """Tiles that Winograd's products take at a time: 36 of 64 channels twice are 2.4 MB."""
 
-_CACHED_INPUTS = 2**19
-"""Activations of no more elements on each device, 2 MiB of them, are left to XLA, which transposes them in cache."""
+_CACHED_INPUTS = 2**18
+"""Activations of no more elements on each device, 1 MiB of them, are left to XLA, which transposes them in cache."""
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
@@ -122,7 +123,7 @@ def _convolve(
     def by_winograd(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
         return winograd_convolution(inputs, kernel, precision, shards)
 
-    if _cached(inputs, shards) or not _has_winograd(inputs, kernel, strides, padding):
+    if _left_to_xla(inputs, kernel, shards) or not _has_winograd(inputs, kernel, strides, padding):
         return by_xla(inputs, kernel)
     return lax.platform_dependent(inputs, kernel, cpu=by_winograd, default=by_xla)
 
@@ -151,7 +152,7 @@ def _backward(
         return jax.vjp(convolve, inputs, kernel)[1](gradient)
 
     def by_products(inputs: jax.Array, kernel: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-        to_inputs, _ = by_xla(inputs, kernel, gradient)
+        to_inputs = input_gradient(gradient, kernel, inputs.shape, strides, padding, precision)
         return to_inputs, kernel_gradient(inputs, gradient, kernel.shape, strides, padding, precision, shards)
 
     def by_winograd(inputs: jax.Array, kernel: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -160,7 +161,7 @@ def _backward(
         return to_inputs, winograd_kernel_gradient(inputs, gradient, precision, shards)
 
     inputs, kernel = saved
-    if _cached(inputs, shards):
+    if _left_to_xla(inputs, kernel, shards):
         return by_xla(inputs, kernel, gradient)
     on_cpu = by_winograd if _has_winograd(inputs, kernel, strides, padding) else by_products
     return lax.platform_dependent(inputs, kernel, gradient, cpu=on_cpu, default=by_xla)
@@ -169,9 +170,9 @@ def _backward(
 _convolve.defvjp(_forward, _backward)
 
 
-def _cached(inputs: jax.Array, shards: int) -> bool:
-    """Whether XLA's own way is as good."""
-    return inputs.size // shards <= _CACHED_INPUTS
+def _left_to_xla(inputs: jax.Array, kernel: jax.Array, shards: int) -> bool:
+    """Whether XLA's own way is as good: on few activations, or where the kernel is what takes the memory."""
+    return inputs.size // shards <= max(_CACHED_INPUTS, kernel.size)
 
 
 def _has_winograd(inputs: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Padding) -> bool:
@@ -202,16 +203,16 @@ def _transform(matrix: np.ndarray, images: jax.Array, step: int) -> jax.Array:
     return planes.reshape(len(images), len(matrix) ** 2, -1, images.shape[-1])
 
 
-def _in_parts(images: jax.Array, shards: int, most: int) -> jax.Array:
-    """[B, ...] as [shards, parts, images at a time, ...], where at most `most` images, or one, are taken at a time."""
+def _in_parts(images: jax.Array, shards: int, most: int) -> tuple[jax.Array, int]:
+    """[B, ...] as [shards, B / shards, ...], and how many of each shard's images to take at a time: `most`, or one."""
     shards = math.gcd(shards, images.shape[0])
     each = images.shape[0] // shards
     size = max(n for n in range(1, max(1, most) + 1) if each % n == 0)
-    return images.reshape(shards, each // size, size, *images.shape[1:])
+    return images.reshape(shards, each, *images.shape[1:]), size
 
 
-def _part(images: jax.Array, index: jax.Array) -> jax.Array:
-    return lax.dynamic_index_in_dim(images, index, 1, keepdims=False)
+def _part(images: jax.Array, index: jax.Array, size: int) -> jax.Array:
+    return lax.dynamic_slice_in_dim(images, index * size, size, 1)
 
 
 def winograd_convolution(
@@ -220,22 +221,23 @@ def winograd_convolution(
     """The 3x3 convolution of inputs [B, H, W, C] with stride 1 and padding 1, by F(2x2, 3x3). H and W are even."""
     batch, height, width, channels = inputs.shape
     features, tiles = kernel.shape[3], height * width // 4
-    parts = _in_parts(inputs, shards, _TILES // tiles)
-    to_tile = jnp.asarray(_TWO.kernel, kernel.dtype)
-    kernels = jnp.einsum("ia,abcd,jb->ijcd", to_tile, kernel, to_tile, precision=precision)
-    kernels = jnp.broadcast_to(kernels.reshape(16, channels, features), (len(parts), 16, channels, features))
+    images, size = _in_parts(inputs, shards, _TILES // tiles)
+    shards = len(images)
+    # By additions, as of images: products with matrices of 3 columns took a twelfth of the train step.
+    kernels = _transform(_TWO.kernel, kernel.reshape(1, 1, 3, 3, -1), 3).reshape(16, channels, features)
+    kernels = jnp.broadcast_to(kernels, (shards, 16, channels, features))
 
     def convolve(_: None, index: jax.Array) -> tuple[None, jax.Array]:
-        x = jnp.pad(_part(parts, index), ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
+        x = jnp.pad(_part(images, index, size), ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
         products = lax.dot_general(
             _transform(_TWO.inputs, x, 2), kernels, (((3,), (2,)), ((0, 1), (0, 1))), precision=precision
         )
-        products = products.reshape(len(x), 4, 4, x.shape[1], height // 2, width // 2, features)
+        products = products.reshape(shards, 4, 4, size, height // 2, width // 2, features)
         rows = jnp.stack(_combine(_TWO.outputs, [products[:, i] for i in range(4)]), 4)
         outputs = jnp.stack(_combine(_TWO.outputs, [rows[:, j] for j in range(4)]), 5)
-        return None, outputs.reshape(*x.shape[:2], height, width, features)
+        return None, outputs.reshape(shards, size, height, width, features)
 
-    _, outputs = lax.scan(convolve, None, jnp.arange(parts.shape[1]))
+    _, outputs = lax.scan(convolve, None, jnp.arange(images.shape[1] // size))
     return outputs.swapaxes(0, 1).reshape(batch, height, width, features)
 
 
@@ -245,23 +247,66 @@ def winograd_kernel_gradient(
     """What `kernel_gradient` gives for a 3x3 kernel, stride 1 and padding 1, by F(4x4, 3x3). H and W divide by 4."""
     _, height, width, channels = inputs.shape
     features, tiles = gradient.shape[3], height * width // 16
-    parts, gradients = (_in_parts(each, shards, _TILES // tiles) for each in (inputs, gradient))
+    images, size = _in_parts(inputs, shards, _TILES // tiles)
+    gradients, _ = _in_parts(gradient, shards, _TILES // tiles)
+    shards = len(images)
 
     def add_part(total: jax.Array, index: jax.Array) -> tuple[jax.Array, None]:
-        x = jnp.pad(_part(parts, index), ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
+        x = jnp.pad(_part(images, index, size), ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
         product = lax.dot_general(
-            _transform(_FOUR.outputs.T, _part(gradients, index), 4),
+            _transform(_FOUR.outputs.T, _part(gradients, index, size), 4),
             _transform(_FOUR.inputs, x, 4),
             (((2,), (2,)), ((0, 1), (0, 1))),
             precision=precision,
         )
         return total + product, None
 
-    total = jnp.zeros((len(parts), 36, features, channels), gradient.dtype)
-    total, _ = lax.scan(add_part, total, jnp.arange(parts.shape[1]))
-    of_tile = jnp.asarray(_FOUR.kernel, gradient.dtype)
-    products = total.sum(0).reshape(6, 6, features, channels)
-    return jnp.einsum("ia,ijdc,jb->abcd", of_tile, products, of_tile, precision=precision)
+    total = jnp.zeros((shards, 36, features, channels), gradient.dtype)
+    total, _ = lax.scan(add_part, total, jnp.arange(images.shape[1] // size))
+    # Before the shards meet: a quarter of the numbers to sum over the devices.
+    total = _transform(_FOUR.kernel.T, total.reshape(shards, 1, 6, 6, -1), 6).sum(0)
+    return total.reshape(3, 3, features, channels).swapaxes(2, 3)
+
+
+def input_gradient(
+    gradient: jax.Array,
+    kernel: jax.Array,
+    shape: tuple[int, ...],
+    strides: tuple[int, int],
+    padding: Padding,
+    precision: lax.PrecisionLike,
+) -> jax.Array:
+    """Gradient of a loss with respect to a convolution's inputs, which have that shape [B, H, W, C].
+
+    `gradient` [B, H', W', D] is the loss's with respect to the outputs, `kernel` [h, w, C, D] the convolution's. Inputs
+    that are a stride apart see the same taps of the kernel, every other one where the stride is 2: each such set gets
+    a convolution of its own with those.
+    """
+    if shape[1] % strides[0] or shape[2] % strides[1]:
+        inputs = jax.ShapeDtypeStruct(shape, gradient.dtype)
+        convolve = functools.partial(
+            _plain, kernel=kernel, strides=strides, padding=padding, precision=precision
+        )
+        return jax.linear_transpose(convolve, inputs)(gradient)[0]
+
+    def seen(axis: int, offset: int) -> tuple[slice, tuple[int, int]]:
+        """The taps that inputs `offset`, `offset + stride`, ... see, and how `gradient` is padded for them."""
+        stride, low = strides[axis], padding[axis][0]
+        behind, first = divmod(offset + low, stride)
+        taps = len(range(first, kernel.shape[axis], stride))
+        more = shape[1 + axis] // stride - gradient.shape[1 + axis]
+        return slice(first, None, stride), (taps - 1 - behind, more + behind)
+
+    def convolve(row: int, column: int) -> jax.Array:
+        (rows, above_below), (columns, left_right) = seen(0, row), seen(1, column)
+        taps = kernel[rows, columns][::-1, ::-1].swapaxes(2, 3)
+        if not taps.size:
+            sizes = (shape[0], shape[1] // strides[0], shape[2] // strides[1], shape[3])
+            return jnp.zeros(sizes, gradient.dtype)
+        return _plain(gradient, taps, (1, 1), (above_below, left_right), precision)
+
+    rows = [jnp.stack([convolve(i, j) for j in range(strides[1])], 3) for i in range(strides[0])]
+    return jnp.stack(rows, 2).reshape(shape)
 
 
 def kernel_gradient(
@@ -280,14 +325,13 @@ def kernel_gradient(
     """
     height, width, channels, features = kernel_shape
     _, rows, columns, _ = gradient.shape
-    parts, gradients = (
-        _in_parts(each, shards, _POSITIONS // (rows * columns)) for each in (inputs, gradient)
-    )
-    shards = len(parts)
+    images, size = _in_parts(inputs, shards, _POSITIONS // (rows * columns))
+    gradients, _ = _in_parts(gradient, shards, _POSITIONS // (rows * columns))
+    shards = len(images)
     dtype = jnp.promote_types(gradient.dtype, jnp.float32)
 
     def add_part(total: jax.Array, index: jax.Array) -> tuple[jax.Array, None]:
-        x = jnp.pad(_part(parts, index), ((0, 0), (0, 0), *padding, (0, 0)))
+        x = jnp.pad(_part(images, index, size), ((0, 0), (0, 0), *padding, (0, 0)))
         last_row, last_column = (rows - 1) * strides[0], (columns - 1) * strides[1]
         taps = [
             x[:, :, i : i + last_row + 1 : strides[0], j : j + last_column + 1 : strides[1]]
@@ -295,7 +339,7 @@ def kernel_gradient(
             for j in range(width)
         ]
         windows = jnp.concatenate(taps, axis=-1).reshape(shards, -1, height * width * channels)
-        dy = _part(gradients, index).reshape(shards, -1, features)
+        dy = _part(gradients, index, size).reshape(shards, -1, features)
         # The features first: the other order, and one product for each tap, are slower.
         product = lax.dot_general(
             dy, windows, (((1,), (1,)), ((0,), (0,))), precision=precision, preferred_element_type=dtype
@@ -303,5 +347,5 @@ def kernel_gradient(
         return total + product, None
 
     total = jnp.zeros((shards, features, height * width * channels), dtype)
-    total, _ = lax.scan(add_part, total, jnp.arange(parts.shape[1]))
+    total, _ = lax.scan(add_part, total, jnp.arange(images.shape[1] // size))
     return total.sum(0).T.reshape(kernel_shape).astype(gradient.dtype)

@@ -20,6 +20,9 @@ CASES = {
     "3x3 stride 2": (4, 16, 3, 2, 1),
     "7x7": (4, 16, 7, 1, 3),
     "1x1 stride 2": (4, 16, 1, 2, 0),
+    "5x5 stride 3": (4, 12, 5, 3, 2),
+    "2x2 stride 3, with inputs that no output sees": (4, 12, 2, 3, 0),
+    "a map that the stride does not divide": (4, 9, 3, 2, 1),
     "several images in a product, and a batch that is no power of two": (12, 8, 3, 1, 1),
     "an odd batch": (3, 8, 3, 1, 1),
     "a small map": (4, 4, 3, 1, 1),
@@ -49,7 +52,7 @@ def reference(stride: int, padding: int):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("shards", [1, 4])
 def test_gradients_equal_those_of_xla(case: str, shards: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(convolution, "_CACHED_INPUTS", 0)
+    monkeypatch.setattr(convolution, "_left_to_xla", lambda *_: False)
     batch, size, kernel, stride, padding = CASES[case]
     strides, paddings = (stride,) * 2, ((padding,) * 2,) * 2
     with jax.enable_x64():
@@ -117,15 +120,27 @@ def test_only_a_cpu_takes_the_loop_and_only_for_large_activations():
         convolve = make_convolution(1)
         return jax.grad(lambda w: convolve(inputs, w, (1, 1), ((1, 1),) * 2).sum())(weights)
 
-    def lowered(images: int, platform: str) -> str:
-        inputs, weights = (
-            jax.ShapeDtypeStruct((images, 32, 32, 16), "f4"),
-            jax.ShapeDtypeStruct((3, 3, 16, 16), "f4"),
-        )
-        return (
-            jax.jit(kernel_gradients).trace(inputs, weights).lower(lowering_platforms=(platform,)).as_text()
-        )
+    def has_loop(images: int, size: int, channels: int, platform: str) -> bool:
+        inputs = jax.ShapeDtypeStruct((images, size, size, channels), "f4")
+        weights = jax.ShapeDtypeStruct((3, 3, channels, channels), "f4")
+        lowered = jax.jit(kernel_gradients).trace(inputs, weights).lower(lowering_platforms=(platform,))
+        return "stablehlo.while" in lowered.as_text()
 
-    assert "stablehlo.while" in lowered(33, "cpu")
-    assert "stablehlo.while" not in lowered(32, "cpu")
-    assert "stablehlo.while" not in lowered(33, "cuda")
+    assert has_loop(17, 32, 16, "cpu")
+    assert not has_loop(16, 32, 16, "cpu")  # 1 MiB
+    assert not has_loop(17, 32, 16, "cuda")
+    assert not has_loop(64, 4, 512, "cpu")  # a kernel of 9 MiB for activations of 2 MiB
+
+
+def test_gradients_of_strided_inputs_multiply_no_zeros():
+    def hlo(platform: str) -> str:
+        convolve = make_convolution(1)
+        inputs, weights, gradient = (
+            jax.ShapeDtypeStruct(shape, "f4")
+            for shape in [(64, 32, 32, 16), (3, 3, 16, 24), (64, 16, 16, 24)]
+        )
+        pull_back = jax.jit(lambda x, w, g: jax.vjp(lambda x: convolve(x, w, (2, 2), ((1, 1),) * 2), x)[1](g))
+        return pull_back.trace(inputs, weights, gradient).lower(lowering_platforms=(platform,)).as_text()
+
+    assert "lhs_dilate = [2, 2]" in hlo("cuda")
+    assert "lhs_dilate = [2, 2]" not in hlo("cpu")

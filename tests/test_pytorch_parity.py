@@ -206,7 +206,7 @@ def test_one_batch_in_float64(
     `large`: with the convolutions that a CPU computes for larger batches.
     """
     if large:
-        monkeypatch.setattr(convolution, "_CACHED_INPUTS", 0)
+        monkeypatch.setattr(convolution, "_left_to_xla", lambda *_: False)
     config = load(name, width=4, loss=loss)
     state = initial(config)
     found = forward_backward(config, double(state), batches[0])
@@ -226,7 +226,7 @@ def test_one_batch_of_the_whole_network_in_float32(
     `large`: with the convolutions that a CPU computes for larger batches.
     """
     if large:
-        monkeypatch.setattr(convolution, "_CACHED_INPUTS", 0)
+        monkeypatch.setattr(convolution, "_left_to_xla", lambda *_: False)
     config = load(name)
     state, batch = initial(config), Batch(*(array[:4] for array in batches[0]))
     found = forward_backward(config, state, batch)

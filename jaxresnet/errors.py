@@ -39,6 +39,9 @@ def run_command(main: Callable[[Sequence[str]], None]) -> NoReturn:
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         exit_now(stop.exit_code)
+    except BrokenPipeError:
+        # Who read the output has gone, as in `... | head`: silent, like a program that SIGPIPE ends.
+        exit_now(141)
     except OSError as error:
         place = f" {error.filename}" if error.filename else ""
         print(f"error: cannot read or write{place}: {error.strerror or error}", file=sys.stderr)

@@ -209,3 +209,11 @@ def test_summary_ends_with_the_total():
     assert code == 0
     assert out.splitlines()[-1] == "total parameters: 4,985,386"
     assert "stem_conv" in out
+
+
+def test_output_that_nobody_reads_any_more_ends_it_without_a_word():
+    process = start("summary")
+    process.stdout.close()  # as `| head` does
+    with process.stderr as errors:
+        assert errors.read() == ""
+    assert process.wait() == 141  # 128 + SIGPIPE

@@ -14,6 +14,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -170,7 +171,8 @@ def main() -> None:
                 points[point] = json.loads(out.splitlines()[-1])
             results[name].append(points[point] | {name: value})
             print(name, results[name][-1], flush=True)
-    results["epochs"] = epochs_of_a_run(args.output / "run")
+    with tempfile.TemporaryDirectory() as folder:
+        results["epochs"] = epochs_of_a_run(Path(folder))
     write_json(args.output / "curves.json", results)
     draw(results, args.output / "curves.png")
     (args.output / "README.md").write_text(report(results) + "\n")

@@ -1,12 +1,15 @@
 """Convolutions that are fast on a CPU, too.
 
-XLA:CPU computes a convolution by its definition, and the kernel gradient as a convolution of transposed arrays. Into
-the transposition, which reads at a stride of whole images, it fuses the chain of BatchNorm, ReLU and residual
-additions in front and computes it again for every element. Where the stride is 2 it multiplies the inputs' gradient
-with the zeros that it dilates the outputs' with. Here, on a CPU and for activations that no cache holds, 3x3
-convolutions and their gradients take fewer multiplications (Winograd's algorithm), other kernels' gradients a loop that
-gathers each position's window and multiplies matrices, and gradients of inputs no zeros. Where it wins, and by how
-much: results/speed/README.md.
+XLA:CPU computes a convolution by its definition, and the kernel gradient as a convolution of transposed activations.
+Into the transposition, which reads at a stride of whole images, it fuses the chain of BatchNorm, ReLU and residual
+additions in front and computes it again for every element. The input gradient of a strided convolution it computes from
+a gradient dilated with zeros. Here, on a CPU and for activations that no cache holds,
+
+- 3x3 convolutions with stride 1, and their gradients, take fewer multiplications (Winograd's algorithm);
+- other kernels' gradients take a loop that gathers each position's window and multiplies matrices;
+- other input gradients take ordinary convolutions, one for each place in the stride.
+
+Where that wins, and by how much: results/speed/README.md.
 """
 
 import functools

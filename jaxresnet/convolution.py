@@ -155,7 +155,10 @@ def _backward(
         return jax.vjp(convolve, inputs, kernel)[1](gradient)
 
     def by_products(inputs: jax.Array, kernel: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-        to_inputs = input_gradient(gradient, kernel, inputs.shape, strides, padding, precision)
+        if inputs.shape[1] % strides[0] or inputs.shape[2] % strides[1]:
+            to_inputs, _ = by_xla(inputs, kernel, gradient)
+        else:
+            to_inputs = input_gradient(gradient, kernel, inputs.shape, strides, padding, precision)
         return to_inputs, kernel_gradient(inputs, gradient, kernel.shape, strides, padding, precision, shards)
 
     def by_winograd(inputs: jax.Array, kernel: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -279,18 +282,12 @@ def input_gradient(
     padding: Padding,
     precision: lax.PrecisionLike,
 ) -> jax.Array:
-    """Gradient of a loss with respect to a convolution's inputs, which have that shape [B, H, W, C].
+    """Gradient of a loss with respect to a convolution's inputs of that shape [B, H, W, C]; the strides divide H and W.
 
     `gradient` [B, H', W', D] is the loss's with respect to the outputs, `kernel` [h, w, C, D] the convolution's. Inputs
     that are a stride apart see the same taps of the kernel, every other one where the stride is 2: each such set gets
     a convolution of its own with those.
     """
-    if shape[1] % strides[0] or shape[2] % strides[1]:
-        inputs = jax.ShapeDtypeStruct(shape, gradient.dtype)
-        convolve = functools.partial(
-            _plain, kernel=kernel, strides=strides, padding=padding, precision=precision
-        )
-        return jax.linear_transpose(convolve, inputs)(gradient)[0]
 
     def seen(axis: int, offset: int) -> tuple[slice, tuple[int, int]]:
         """The taps that inputs `offset`, `offset + stride`, ... see, and how `gradient` is padded for them."""

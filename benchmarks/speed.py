@@ -433,6 +433,8 @@ def step_row(row: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
         "range": f"{row['lowest']:,.0f} to {row['highest']:,.0f}",
         "ceiling": f"{row['share_of_ceiling']:.0%}",
     }
+    if "temporary_bytes" in row:
+        more["memory"] = f"{row['temporary_bytes'] / 2**20:,.0f}"
     if reference:
         more["ratio"] = f"{row['images_per_second'] / reference[0]['images_per_second']:.2f}"
     return row | more
@@ -459,6 +461,7 @@ def report(results: dict[str, Any]) -> str:
             columns |= {"ratio": "to PyTorch float32 eager", "ceiling": "of the matrix product's rate"}
             if what == "train":
                 columns |= {"compile_seconds": "seconds to compile"}
+                columns |= {"memory": "MiB of temporary arrays on each device"}
             parts += [f"## {title}", table(rows, columns)]
         parts += [f"Not measured: {line}" for line in results["steps"]["skipped"]]
     if "convolutions" in results:

@@ -9,24 +9,28 @@ Writes README.md, curves.png and curves.json.
 
 import argparse
 import json
-import os
 import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxresnet.comparison import as_markdown
-from jaxresnet.config import Config, load_config
-from jaxresnet.memory import use_huge_pages
-from jaxresnet.workdir import write_json
+from jaxresnet.config.files import find_config, load_config
+from jaxresnet.data.sources import open_source
+from jaxresnet.errors import run_command
+from jaxresnet.machine.huge_pages import use_huge_pages
+from jaxresnet.plan import Plan, resolve
+from jaxresnet.reporting.tables import as_markdown
+from jaxresnet.runs.files import to_json, write_json
+from jaxresnet.runs.workdir import Workdir
 
 ROOT = Path(__file__).parent.parent
-USUAL = {"batch": 128, "width": 1.0, "devices": 2}
-CURVES = {
+USUAL: dict[str, float] = {"batch": 128, "width": 1.0, "devices": 2}
+CURVES: dict[str, list[float]] = {
     "batch": [16, 32, 64, 128, 256, 512],
     "width": [1 / 8, 1 / 4, 1 / 2, 1.0],
     "devices": [1, 2, 4],
@@ -34,26 +38,49 @@ CURVES = {
 LABELS = {"batch": "batch size", "width": "width, of the paper's", "devices": "virtual devices"}
 
 
-def setting(batch: int, width: float, devices: int) -> Config:
-    """The paper's configuration with these three."""
-    fields = load_config(ROOT / "configs" / "paper.toml").model_dump()
-    model = fields["model"]
-    fields["model"] = model | {
-        "stem_channels": int(width * model["stem_channels"]),
-        "stage_channels": [int(width * channels) for channels in model["stage_channels"]],
-    }
-    return Config.model_validate(fields | {"batch_size": batch, "cpu_devices": devices})
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--seconds", type=float, default=8.0, help="of each point")
+    parser.add_argument("--one", help="batch,width,devices: print this point as JSON")
+    args = parser.parse_args(argv)
+    from jaxresnet.machine.workarounds import own_process
+
+    own_process()
+    if args.one:
+        batch, width, devices = args.one.split(",")
+        print(json.dumps(measure(setting(int(batch), float(width), int(devices)), args.seconds)))
+    elif args.output is None:
+        parser.error("expected --output")
+    else:
+        write_curves(args.output, args.seconds)
 
 
-def measure(config: Config, seconds: float) -> dict[str, float]:
+def setting(batch: int, width: float, devices: int) -> Plan:
+    """The plan of the paper's configuration with these three."""
+    paper = load_config(find_config("paper"))
+    config = paper.replace(
+        {
+            "batch_size": batch,
+            "cpu_devices": devices,
+            "model.stem_channels": int(width * paper.model.stem_channels),
+            "model.stage_channels": [int(width * channels) for channels in paper.model.stage_channels],
+        }
+    )
+    return resolve(config, open_source(config.data).info)
+
+
+def measure(plan: Plan, seconds: float) -> dict[str, float]:
     """One point, in this process."""
-    import jax
-    from speed import jax_contender
+    from speed_parts.steps import jax_contender
 
-    from jaxresnet.runtime import quiet_libraries, start_devices
+    from jaxresnet.machine.devices import start_devices
+    from jaxresnet.network.cpu_convolution import convolution_for
 
-    quiet_libraries()
-    contender = jax_contender(config, config.precision, start_devices("cpu", config.cpu_devices))
+    mesh = start_devices("cpu", plan.config.cpu_devices)
+    contender = jax_contender(plan, mesh, convolution_for(mesh))
     contender.train(1)
     times, began = [], time.perf_counter()
     while time.perf_counter() - began < seconds or len(times) < 3:
@@ -61,34 +88,67 @@ def measure(config: Config, seconds: float) -> dict[str, float]:
         contender.train(1)
         times.append(time.perf_counter() - start)
     return {
-        "images_per_second": config.batch_size / statistics.median(times),
+        "images_per_second": plan.config.batch_size / statistics.median(times),
         "seconds_per_step": statistics.median(times),
         "compile_seconds": contender.facts["compile_seconds"],
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "devices": jax.local_device_count(),
+        "devices": mesh.devices.size,
     }
 
 
-def epochs_of_a_run(output: Path) -> list[dict[str, float]]:
-    """Seconds, images per second and resident memory of each epoch of the digits, as it ends."""
-    command = ["-m", "jaxresnet.train", "--config", str(ROOT / "configs" / "digits.toml"), "--device", "cpu"]
-    rows = []
+def write_curves(output: Path, seconds: float) -> None:
+    """Measure every point and the epochs, and write all files."""
+    from jaxresnet.machine.devices import start_devices
+    from jaxresnet.machine.environment import describe_environment
+
+    output.mkdir(parents=True, exist_ok=True)
+    environment = describe_environment(start_devices("cpu", 2), "float32", sys.argv)
+    results: dict[str, Any] = {"environment": to_json(environment)}
+    points: dict[str, dict[str, float]] = {}
+    for name, values in CURVES.items():
+        results[name] = []
+        for value in values:
+            point = ",".join(map(str, (USUAL | {name: value}).values()))
+            if point not in points:
+                points[point] = measure_apart(point, seconds)
+            results[name].append(points[point] | {name: value})
+            print(name, results[name][-1], flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        results["epochs"] = epochs_of_a_run(Path(folder, "digits"))
+    write_json(output / "curves.json", results)
+    draw(results, output / "curves.png")
+    (output / "README.md").write_text(report(results) + "\n")
+
+
+def measure_apart(point: str, seconds: float) -> dict[str, float]:
+    """One point, in a process of its own."""
+    command = [sys.executable, __file__, "--one", point, "--seconds", str(seconds)]
+    process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+def epochs_of_a_run(workdir: Path) -> list[dict[str, float]]:
+    """Images per second and resident memory of each epoch of the digits, as it ends."""
+    command = [sys.executable, "-m", "jaxresnet.train", "--config", "digits", "--device", "cpu"]
+    resident: list[float] = []
     with subprocess.Popen(
-        [sys.executable, *command, "--workdir", str(output)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        [*command, "--workdir", str(workdir)], cwd=ROOT, stdout=subprocess.PIPE, text=True
     ) as process:
-        for line in process.stdout:
+        for line in process.stdout or ():
             if line.startswith("epoch"):
                 status = Path(f"/proc/{process.pid}/status").read_text()
-                rows.append({"resident_mib": int(status.partition("VmRSS:")[2].split()[0]) / 1024})
-    records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+                resident.append(int(status.partition("VmRSS:")[2].split()[0]) / 1024)
     return [
-        row | {"images_per_second": record["images_per_second"]}
-        for row, record in zip(rows, records, strict=True)
+        {"resident_mib": mib, "images_per_second": record.images_per_second}
+        for mib, record in zip(resident, Workdir(workdir).epochs.read(), strict=True)
     ]
 
 
 def draw(results: dict[str, Any], file: Path) -> None:
     """Rates above, memory below, a column for each thing that changes."""
+    import matplotlib
+
+    matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(2, 4, figsize=(13, 5.5), layout="constrained", sharex="col")
@@ -138,46 +198,6 @@ def report(results: dict[str, Any]) -> str:
     )  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("--seconds", type=float, default=8.0, help="of each point")
-    parser.add_argument("--one", help="batch,width,devices: print this point as JSON")
-    args = parser.parse_args()
-    if args.one:
-        batch, width, devices = args.one.split(",")
-        print(json.dumps(measure(setting(int(batch), float(width), int(devices)), args.seconds)))
-        return
-    if args.output is None:
-        parser.error("expected --output")
-    from jaxresnet.runtime import describe_environment, start_devices
-
-    args.output.mkdir(parents=True, exist_ok=True)
-    results: dict[str, Any] = {
-        "environment": describe_environment(start_devices("cpu", 2), "float32", sys.argv)
-    }
-    points: dict[str, dict[str, float]] = {}
-    for name, values in CURVES.items():
-        results[name] = []
-        for value in values:
-            point = ",".join(map(str, (USUAL | {name: value}).values()))
-            if point not in points:
-                command = [sys.executable, __file__, "--one", point, "--seconds", str(args.seconds)]
-                out = subprocess.run(
-                    command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ
-                ).stdout
-                points[point] = json.loads(out.splitlines()[-1])
-            results[name].append(points[point] | {name: value})
-            print(name, results[name][-1], flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        results["epochs"] = epochs_of_a_run(Path(folder))
-    write_json(args.output / "curves.json", results)
-    draw(results, args.output / "curves.png")
-    (args.output / "README.md").write_text(report(results) + "\n")
-
-
 if __name__ == "__main__":
     use_huge_pages()
-    main()
+    run_command(main)

@@ -3,148 +3,166 @@
     python benchmarks/learning_curves.py --output results/parity
 
 trains the paper's network at a quarter of its width, by configs/paper_coupled.toml, in both frameworks with each
-of the seeds, and writes a table (README.md) and a figure. Both take the batches of our pipeline, so they see the
-same augmented images in the same order; initial weights and dropout are each framework's own. Runs that are done
-are not done again, so it can be stopped and started, or started once for each framework at the same time.
-Needs PyTorch, matplotlib and CIFAR-10.
+of the seeds, and writes a table (README.md), a figure, and the numbers of both (curves.json). Both take the batches of
+our pipeline, so they see the same augmented images in the same order; initial weights and dropout are each framework's
+own. The runs are in --workdirs. Those that are done are not done again, so it can be stopped and started, or started
+once for each framework at the same time. Needs PyTorch, matplotlib and CIFAR-10.
 """
 
 import argparse
+import importlib.metadata
 import json
-import shutil
-import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxresnet.config import Config, load_config
-from jaxresnet.data import evaluation_batches, load_split, train_batches
-from jaxresnet.loop import fit
-from jaxresnet.optimizer import make_schedule
-from jaxresnet.runtime import quiet_libraries
-from jaxresnet.workdir import Workdir, write_json
+from jaxresnet.config.files import find_config, load_config
+from jaxresnet.config.schema import Config
+from jaxresnet.data.sources import open_source
+from jaxresnet.errors import run_command
+from jaxresnet.plan import resolve
+from jaxresnet.runs.files import write_json, write_whole
+from jaxresnet.runs.workdir import Workdir
 
-ROOT = Path(__file__).parent.parent
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
 FRAMEWORKS = {"jax": "JAX", "pytorch": "PyTorch"}
 FIGURES = {"train_loss": "training loss", "test_loss": "test loss", "test_accuracy": "test accuracy"}
 
 
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--workdirs", type=Path, default=Path("runs/parity"), help="folder of the runs")
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--frameworks", nargs="+", choices=list(FRAMEWORKS), default=list(FRAMEWORKS))
+    parser.add_argument("--cpu-devices", type=int, default=1, help="virtual devices of JAX's CPU backend")
+    args = parser.parse_args(argv)
+    from jaxresnet.machine.workarounds import own_process
+
+    own_process()
+    from jaxresnet.machine.devices import start_devices
+
+    mesh = start_devices("cpu", args.cpu_devices)
+    for seed in args.seeds:
+        config = make_config(seed, args.epochs, args.cpu_devices)
+        for framework in args.frameworks:
+            train(framework, config, args.workdirs / f"{framework}_seed{seed}", mesh)
+    curves = collect(args.workdirs, args.epochs)
+    if all(curves[framework]["seeds"] for framework in FRAMEWORKS):
+        args.output.mkdir(parents=True, exist_ok=True)
+        write_json(args.output / "curves.json", curves)
+        write_table(curves, args.output / "README.md")
+        draw(curves, args.output / "curves.png")
+
+
 def make_config(seed: int, epochs: int, cpu_devices: int) -> Config:
     """The paper's recipe with PyTorch's weight decay, on a quarter of the width."""
-    paper = load_config(ROOT / "configs" / "paper_coupled.toml").model_dump()
-    quarter = [channels // 4 for channels in paper["model"]["stage_channels"]]
-    paper["model"] |= {"stem_channels": paper["model"]["stem_channels"] // 4, "stage_channels": quarter}
-    return Config.model_validate(paper | {"seed": seed, "epochs": epochs, "cpu_devices": cpu_devices})
-
-
-def train_jax(config: Config, workdir: Path, output: Path) -> None:
-    """A run like any other; its folder stays beside the output, so that it resumes."""
-    fit(config, workdir, "cpu")
-    output.mkdir(parents=True, exist_ok=True)
-    for name in ("config.toml", "environment.json", "metrics.jsonl"):
-        shutil.copy(workdir / name, output)
-
-
-def train_pytorch(config: Config, output: Path) -> None:
-    """The same run in PyTorch's idiom; writes the same metrics.jsonl."""
-    import torch
-    from pytorch_twin import ResNet, make_optimizer
-
-    mean = torch.tensor(config.dataset.mean).view(1, 3, 1, 1)
-    std = torch.tensor(config.dataset.std).view(1, 3, 1, 1)
-
-    def prepare(image: np.ndarray) -> torch.Tensor:
-        return (torch.from_numpy(np.array(image)).permute(0, 3, 1, 2) / 255 - mean) / std
-
-    torch.manual_seed(config.seed)
-    network = ResNet(config).to(memory_format=torch.channels_last)
-    optimizer = make_optimizer(config, network)
-    schedule = make_schedule(config)
-    test = load_split(config.data, "test")
-    batches = train_batches(config, load_split(config.data, "train"))
-    records, step = [], 0
-    for epoch in range(1, config.epochs + 1):
-        began, loss_sum, correct, count = time.monotonic(), 0.0, 0, 0
-        network.train()
-        while step < config.steps(epoch):
-            batch = next(batches)
-            for group in optimizer.param_groups:
-                group["lr"] = float(schedule(step))
-            labels = torch.tensor(batch.label).long()
-            optimizer.zero_grad()
-            logits = network(prepare(batch.image))
-            loss = torch.nn.functional.cross_entropy(logits, labels)
-            loss.backward()
-            optimizer.step()
-            step += 1
-            loss_sum += loss.item() * len(labels)
-            correct += (logits.argmax(1) == labels).sum().item()
-            count += len(labels)
-        seconds = time.monotonic() - began
-        record = {
-            "epoch": epoch,
-            "step": step,
-            "learning_rate": optimizer.param_groups[0]["lr"],
-            "train_loss": loss_sum / count,
-            "train_accuracy": correct / count,
+    paper = load_config(find_config("paper_coupled"))
+    return paper.replace(
+        {
+            "seed": seed,
+            "epochs": epochs,
+            "cpu_devices": cpu_devices,
+            "model.stem_channels": paper.model.stem_channels // 4,
+            "model.stage_channels": [channels // 4 for channels in paper.model.stage_channels],
         }
-        network.eval()
-        loss_sum, correct = 0.0, 0
-        with torch.no_grad():
-            for batch in evaluation_batches(test, config.batch_size):
-                labels = torch.tensor(batch.label[batch.mask]).long()
-                logits = network(prepare(batch.image[batch.mask]))
-                loss_sum += torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
-                correct += (logits.argmax(1) == labels).sum().item()
-        record |= {"test_loss": loss_sum / len(test.labels), "test_accuracy": correct / len(test.labels)}
-        records.append(record | {"seconds": round(seconds, 3)})
-        print("pytorch, seed", config.seed, records[-1], flush=True)
-    output.mkdir(parents=True, exist_ok=True)
-    write_json(
-        output / "environment.json", [{"torch": torch.__version__, "threads": torch.get_num_threads()}]
     )
-    (output / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
-def summarise(output: Path) -> None:
-    """Write the table and the figure of the runs that are there, if both frameworks have some."""
-    curves = {}
+def train(framework: str, config: Config, workdir: Path, mesh: "Mesh") -> None:
+    """A run in one of the frameworks, unless it is done: JAX's is like any other, and resumes."""
+    from jaxresnet.fit import fit
+
+    if framework == "jax":
+        fit(config, workdir, mesh)
+    elif not (workdir / "metrics.jsonl").exists():
+        from pytorch_run import PytorchRun
+
+        lines = []
+        for record in PytorchRun(resolve(config, open_source(config.data).info)).epochs():
+            print("pytorch, seed", config.seed, record, flush=True)
+            lines.append(json.dumps(record.as_json()) + "\n")
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_whole(workdir / "metrics.jsonl", "".join(lines))
+
+
+def collect(workdirs: Path, epochs: int) -> dict[str, Any]:
+    """The content of curves.json: each framework's runs of that many epochs, by seed, a list of each value by epoch."""
+    curves: dict[str, Any] = {}
     for framework in FRAMEWORKS:
-        runs = [
-            Workdir(path.parent).metrics() for path in sorted(output.glob(f"{framework}_*/metrics.jsonl"))
-        ]
-        if not runs:
-            return
-        curves[framework] = {key: np.array([[e[key] for e in run] for run in runs]) for key in FIGURES}
+        seeds = {}
+        for folder in sorted(workdirs.glob(f"{framework}_seed*")):
+            records = Workdir(folder).epochs.read()
+            if len(records) == epochs:
+                values = {key: [getattr(record, key) for record in records] for key in (*FIGURES, "seconds")}
+                seeds[folder.name.rpartition("seed")[2]] = values
+        curves[framework] = {"version": version(workdirs, framework), "seeds": seeds}
+    return curves
+
+
+def version(workdirs: Path, framework: str) -> str | None:
+    """The framework's version: JAX's as its runs have it."""
+    if framework == "jax":
+        starts = [start for folder in workdirs.glob("jax_seed*") for start in Workdir(folder).starts.read()]
+        return starts[-1].versions["jax"] if starts else None
+    try:
+        return importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def values_of(curves: dict[str, Any], framework: str, key: str) -> np.ndarray:
+    """A value of all runs of a framework, float64 [seeds, epochs]."""
+    return np.array([run[key] for run in curves[framework]["seeds"].values()])
+
+
+def write_table(curves: dict[str, Any], file: Path) -> None:
+    """Write the table, around the figure's link, and print it."""
+    counts = [str(len(curves[framework]["seeds"])) for framework in FRAMEWORKS]
     lines = [
         "# Learning curves in JAX and PyTorch",
         "",
         "The paper's network at a quarter of its width (316,498 parameters), the paper's recipe with coupled weight",
         "decay, CIFAR-10, the same batches in both frameworks; initial weights and dropout are each framework's",
-        "own. Mean ± standard deviation over "
-        f"{' and '.join(str(len(curves[f]['test_loss'])) for f in FRAMEWORKS)} seeds; the last column is the "
-        "difference of the means in",
-        "units of its standard error. Made by `python benchmarks/learning_curves.py --output results/parity`.",
+        f"own. Mean ± standard deviation over {' and '.join(counts)} seeds; the last column is the difference of the "
+        "means in",
+        "units of its standard error. Made by `python benchmarks/learning_curves.py --output results/parity` from",
+        "the numbers in [curves.json](curves.json).",
         "",
         "| | epoch | JAX | PyTorch | difference | / standard error |",
         "|---|---|---|---|---|---|",
     ]
     for key, title in FIGURES.items():
-        ours, theirs = curves["jax"][key], curves["pytorch"][key]
+        ours, theirs = values_of(curves, "jax", key), values_of(curves, "pytorch", key)
+        unit, scale, digits = (" (%)", 100, 2) if "accuracy" in key else ("", 1, 4)
         for epoch in range(ours.shape[1]):
-            cells, means, errors = [], [], []
-            for values in (ours[:, epoch], theirs[:, epoch]):
-                scale, digits = (100, 2) if "accuracy" in key else (1, 4)
-                spread = values.std(ddof=1) if len(values) > 1 else float("nan")
-                cells.append(f"{scale * values.mean():.{digits}f} ± {scale * spread:.{digits}f}")
-                means.append(scale * values.mean())
-                errors.append((scale * spread) ** 2 / len(values))
-            difference = means[0] - means[1]
-            cells += [f"{difference:+.{digits}f}", f"{difference / np.sqrt(sum(errors)):+.1f}"]
-            unit = " (%)" if "accuracy" in key else ""
+            cells = compare(scale * ours[:, epoch], scale * theirs[:, epoch], digits)
             lines.append(f"| {title}{unit} | {epoch + 1} | {' | '.join(cells)} |")
-    (output / "README.md").write_text("\n".join([*lines, "", "![curves](curves.png)", ""]))
+    text = "\n".join([*lines, "", "![curves](curves.png)", ""])
+    file.write_text(text, encoding="utf-8")
+    print(text)
 
+
+def compare(ours: np.ndarray, theirs: np.ndarray, digits: int) -> list[str]:
+    """The cells of one value: means with their spreads, the difference, and that over its standard error."""
+    cells, errors = [], []
+    for values in (ours, theirs):
+        spread = values.std(ddof=1) if len(values) > 1 else float("nan")
+        cells.append(f"{values.mean():.{digits}f} ± {spread:.{digits}f}")
+        errors.append(spread**2 / len(values))
+    difference = ours.mean() - theirs.mean()
+    return [*cells, f"{difference:+.{digits}f}", f"{difference / np.sqrt(sum(errors)):+.1f}"]
+
+
+def draw(curves: dict[str, Any], file: Path) -> None:
+    """Each value by epoch, both frameworks in one plot."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -152,43 +170,18 @@ def summarise(output: Path) -> None:
 
     figure, axes = plt.subplots(1, len(FIGURES), figsize=(12, 3.6), layout="constrained")
     for axis, (key, title) in zip(axes, FIGURES.items(), strict=True):
-        for framework, style in zip(FRAMEWORKS, ("-", "--"), strict=True):
-            values = curves[framework][key]
+        for (framework, name), style in zip(FRAMEWORKS.items(), ("-", "--"), strict=True):
+            values = values_of(curves, framework, key)
             epochs = np.arange(1, values.shape[1] + 1)
-            (line,) = axis.plot(epochs, values.mean(0), style, marker="o", label=FRAMEWORKS[framework])
+            (line,) = axis.plot(epochs, values.mean(0), style, marker="o", label=name)
             axis.fill_between(epochs, values.min(0), values.max(0), color=line.get_color(), alpha=0.2)
-        axis.set(title=title, xlabel="epoch", xticks=epochs)
+            axis.set_xticks(epochs)
+        axis.set(title=title, xlabel="epoch")
         axis.grid(alpha=0.3)
-    axes[0].legend(title=f"mean and range,\n{len(values)} seeds")
-    figure.savefig(output / "curves.png", dpi=120)
-    print("\n".join(lines))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--output", type=Path, required=True, help="folder of the results")
-    parser.add_argument("--workdirs", type=Path, default=Path("runs/parity"), help="folder of the JAX runs")
-    parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--frameworks", nargs="+", choices=list(FRAMEWORKS), default=list(FRAMEWORKS))
-    parser.add_argument("--cpu-devices", type=int, default=1, help="virtual devices of JAX's CPU backend")
-    args = parser.parse_args()
-    quiet_libraries()
-    for seed in args.seeds:
-        config = make_config(seed, args.epochs, args.cpu_devices)
-        for framework in args.frameworks:
-            name = f"{framework}_seed{seed}"
-            output = args.output / name
-            if (output / "metrics.jsonl").exists():
-                continue
-            if framework == "jax":
-                train_jax(config, args.workdirs / name, output)
-            else:
-                train_pytorch(config, output)
-    summarise(args.output)
+    seeds = len(curves["pytorch"]["seeds"])
+    axes[0].legend(title=f"mean and range,\n{seeds} seeds")
+    figure.savefig(file, dpi=120)
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

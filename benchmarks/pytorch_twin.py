@@ -1,9 +1,10 @@
 """The same network in plain PyTorch, as its users would write it: what the JAX network is compared with."""
 
-import torch
-from torch import Tensor, nn
+import torch  # pyright: ignore[reportMissingImports]
+from torch import Tensor, nn  # pyright: ignore[reportMissingImports]
 
-from jaxresnet.config import Config
+from jaxresnet.data.info import DatasetInfo
+from jaxresnet.plan import Plan
 
 
 class BasicBlock(nn.Module):
@@ -26,11 +27,15 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    def __init__(self, config: Config):
+    """Logits [B, classes] of normalised images [B, C, H, W]."""
+
+    def __init__(self, plan: Plan):
         super().__init__()
-        model, bias = config.model, config.model.conv_bias
+        model, bias, colours = plan.config.model, plan.config.model.conv_bias, plan.info.image_shape[2]
         channels = model.stem_channels
-        self.conv1 = nn.Conv2d(3, channels, model.stem_kernel, padding=model.stem_kernel // 2, bias=bias)
+        self.conv1 = nn.Conv2d(
+            colours, channels, model.stem_kernel, padding=model.stem_kernel // 2, bias=bias
+        )
         self.bn1 = nn.BatchNorm2d(channels)
         self.stages = len(model.stage_blocks)
         stages = zip(model.stage_blocks, model.stage_channels, model.stage_strides, strict=True)
@@ -42,7 +47,7 @@ class ResNet(nn.Module):
             setattr(self, f"layer{number}", nn.Sequential(*layers))
         self.dropout = nn.Dropout(model.dropout_rate)
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.linear = nn.Linear(channels, len(config.dataset.class_names))
+        self.linear = nn.Linear(channels, plan.info.classes)
 
     def forward(self, x: Tensor) -> Tensor:
         out = torch.relu(self.bn1(self.conv1(x)))
@@ -51,11 +56,26 @@ class ResNet(nn.Module):
         return self.linear(torch.flatten(self.pool(self.dropout(out)), 1))
 
 
-def make_optimizer(config: Config, model: nn.Module) -> torch.optim.SGD:
+class Normalise(nn.Module):
+    """Images uint8 [B, H, W, C] as normalised float32 [B, C, H, W]."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, info: DatasetInfo):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(info.mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(info.std).view(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images.permute(0, 3, 1, 2) / 255 - self.mean) / self.std
+
+
+def make_optimizer(plan: Plan, network: nn.Module) -> torch.optim.SGD:
     """PyTorch's SGD, whose weight decay is coupled."""
-    settings = config.optimizer
+    settings = plan.config.optimizer
     return torch.optim.SGD(
-        model.parameters(),
+        network.parameters(),
         lr=settings.learning_rate,
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,

@@ -21,23 +21,27 @@ import statistics
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from jaxresnet.comparison import RunGroup, as_markdown, group_runs, mean_and_spread, read_runs
-from jaxresnet.config import ArgumentParser, add_setting_arguments, setting_arguments
+from jaxresnet.config.files import find_config
+from jaxresnet.config.flags import ArgumentParser, add_setting_arguments, setting_arguments
 from jaxresnet.errors import Interrupted, UserError, run_command
-from jaxresnet.report import PAPER_TABLE_MEAN, comparison_report
+from jaxresnet.reporting.tables import as_markdown, mean_and_spread
+from jaxresnet.runs.groups import RunGroup, group_runs, read_histories
+from jaxresnet.runs.workdir import Workdir
 from jaxresnet.sweep import sweep
-from jaxresnet.workdir import Workdir
 
-CONFIGS = Path(__file__).parent.parent / "configs"
 PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
-KEPT = ("config.toml", "metrics.jsonl", "evaluation.json", "environment.json")
+KEPT = ("config.toml", "dataset.json", "metrics.jsonl", "evaluation.json", "environment.json")
+COLUMNS = (
+    "runs", "seeds", "epochs", "best epoch (%)", "last epoch (%)", "images/s", "compile s", "whole run s", "peak MiB",
+)  # fmt: skip
 
 
-def main(argv: list[str]) -> None:
+def main(argv: Sequence[str]) -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder of the results")
     parser.add_argument("--workdir", type=Path, default=Path("runs/reproduce"), help="folder of the runs")
@@ -48,24 +52,15 @@ def main(argv: list[str]) -> None:
     args = parser.parse(argv)
     settings = setting_arguments(args)
     precision = settings.pop("precision", "bfloat16")
+    from jaxresnet.machine.workarounds import own_process
+
+    own_process()
     if args.minutes:
         stop_after(60 * args.minutes)
     failed: dict[Path, str] = {}
     stopped = None
     try:
-        for each in PRECISIONS:
-            changed = settings | {"precision": each, "epochs": 1}
-            failed |= sweep(
-                [CONFIGS / "paper.toml"], [0], args.workdir / "one_epoch" / each, changed, args.device
-            )
-        both = [CONFIGS / "paper.toml", CONFIGS / "paper_coupled.toml"]
-        failed |= sweep(
-            both, args.seeds, args.workdir / precision, settings | {"precision": precision}, args.device
-        )
-        for each in PRECISIONS:
-            if each != precision:
-                changed = settings | {"precision": each}
-                failed |= sweep(both[:1], args.seeds[:1], args.workdir / each, changed, args.device)
+        run_all(args, precision, settings, failed)
     except Interrupted as error:
         stopped = error
     collect(args.workdir, args.output)
@@ -76,6 +71,23 @@ def main(argv: list[str]) -> None:
         raise stopped
     if failed:
         raise UserError("\n".join(f"{path}: {said}" for path, said in failed.items()))
+
+
+def run_all(
+    args: argparse.Namespace, precision: str, settings: Mapping[str, Any], failed: dict[Path, str]
+) -> None:
+    """All sweeps; adds to `failed` what the runs that failed said. Raises Interrupted as `sweep` does."""
+    paper, coupled = find_config("paper"), find_config("paper_coupled")
+
+    def run(configs: list[Path], seeds: list[int], folder: Path | str, settings: Mapping[str, Any]) -> None:
+        failed.update(sweep(configs, seeds, args.workdir / folder, settings, args.device))
+
+    for each in PRECISIONS:
+        run([paper], [0], Path("one_epoch", each), {**settings, "precision": each, "epochs": 1})
+    run([paper, coupled], args.seeds, precision, {**settings, "precision": precision})
+    for each in PRECISIONS:
+        if each != precision:
+            run([paper], args.seeds[:1], each, {**settings, "precision": each})
 
 
 def stop_after(seconds: float) -> None:
@@ -108,69 +120,51 @@ def collect(workdir: Path, output: Path) -> None:
 
 def export_weights(workdir: Path, output: Path, device: str) -> None:
     """The best run's weights, and what `jaxresnet.evaluate` makes of the file."""
-    from jaxresnet.inference import load_run
-    from jaxresnet.runtime import start_devices
-    from jaxresnet.weights import save_weights
+    from jaxresnet.machine.devices import start_devices
+    from jaxresnet.trained.load import load_run
+    from jaxresnet.trained.weights import save_weights
 
-    accuracies = {run: Workdir(run).evaluation()["accuracy"] for run in runs_below(workdir)}
-    best = max(accuracies, key=accuracies.get)
-    file = output / "weights.safetensors"
+    evaluations = {run: Workdir(run).evaluation() for run in runs_below(workdir)}
+    accuracies = {run: evaluation.accuracy for run, evaluation in evaluations.items() if evaluation}
+    best = max(accuracies, key=lambda run: accuracies[run])
+    file, record = output / "weights.safetensors", output / "weights_evaluation.json"
     # On the CPU, because a process of JAX's takes most of a GPU's memory for itself.
-    run = load_run(best, start_devices("cpu", 1))
-    save_weights(file, run.config, run.variables)
-    record = output / "weights_evaluation.json"
-    command = [
-        sys.executable,
-        "-m",
-        "jaxresnet.evaluate",
-        "--weights",
-        file,
-        "--output",
-        record,
-        "--device",
-        device,
-    ]
-    subprocess.run(command, check=True)
+    network = load_run(best, mesh=start_devices("cpu", 1))
+    save_weights(file, network.plan, network.variables)
+    command = [sys.executable, "-m", "jaxresnet.evaluate", "--weights", str(file), "--output", str(record)]
+    subprocess.run([*command, "--device", device], check=True)
     found = json.loads(record.read_text())["accuracy"]
-    name = best.relative_to(workdir.parent)
+    name, git = best.relative_to(workdir.parent), Workdir(best).starts.read()[0].git or {}
     (output / "WEIGHTS.md").write_text(
         f"`weights.safetensors` ({file.stat().st_size:,} bytes): the last step of `{name}`, chosen among "
         f"{len(accuracies)} runs by test accuracy, so optimistic.\n"
         f"Test accuracy of the run {accuracies[best]:.2%}, of the file evaluated again {found:.2%}. "
-        f"Configuration: `{name}/config.toml`; trained on {run.config.data.name}'s training split alone; "
-        f"commit {(Workdir(best).environment()[0]['git'] or {}).get('commit')}.\n"
+        f"Configuration: `{name}/config.toml`; trained on {network.info.name}'s training split alone; "
+        f"commit {git.get('commit')}.\n"
     )
 
 
 def write_summary(workdir: Path, output: Path) -> None:
     """README.md with a row for each configuration, accuracy by class, and the curves."""
+    from jaxresnet.reporting.comparison_page import comparison_report
+    from jaxresnet.reporting.run_page import PAPER_TABLE_MEAN
+
     paths = runs_below(workdir)
     if not paths:
         return
-    groups = group_runs(read_runs(paths, above=workdir))
-    header = (
-        "runs",
-        "seeds",
-        "epochs",
-        "best epoch (%)",
-        "last epoch (%)",
-        "images/s",
-        "compile s",
-        "whole run s",
-    )
-    rows = [(*header, "peak MiB"), *(row(group) for group in groups)]
-    start = Workdir(paths[0]).environment()[-1]
-    long = [group for group in groups if group.runs[0].config.epochs > 1]
+    groups = group_runs(read_histories(paths, above=workdir))
+    start = Workdir(paths[0]).starts.read()[-1]
+    long = [group for group in groups if group.histories[0].config.epochs > 1]
     if long:
         for name, png in comparison_report(long).pictures.items():
             (output / name).write_bytes(png)
     text = [
         "# The paper's recipe",
-        f"Mean ± standard deviation over the seeds; {start['devices'][0]}, driver {start['driver']}, "
-        f"jax {start['versions']['jax']}, Python {start['versions']['python']}. Images per second are the median "
+        f"Mean ± standard deviation over the seeds; {start.devices[0]}, driver {start.driver}, "
+        f"jax {start.versions['jax']}, Python {start.versions['python']}. Images per second are the median "
         "epoch's, without evaluation and compilation; compile and whole-run seconds and peak memory are medians of "
         "the runs that were not interrupted. The best epoch is chosen on the test set, as the paper's 91.26 % is.",
-        as_markdown(rows),
+        as_markdown([COLUMNS, *(row(group) for group in groups)]),
         *(f"![{name}]({name})" for name in ("accuracy.png", "loss.png") if long),
         "Last epoch, accuracy by class in percent; the paper's Table 1 has the mean "
         f"{100 * PAPER_TABLE_MEAN:.2f}:",
@@ -181,36 +175,40 @@ def write_summary(workdir: Path, output: Path) -> None:
 
 
 def row(group: RunGroup) -> tuple[str, ...]:
-    starts = [Workdir(run.path).environment() for run in group.runs]
-    whole = [entries[0] for entries in starts if len(entries) == 1 and "seconds" in entries[0]]
-    rates = [rate for run in group.runs for rate in run.values("images_per_second")[1]]
+    """A group's row of the table, under COLUMNS."""
+    starts = [history.workdir.starts.read() for history in group.histories]
+    whole = [entries[0] for entries in starts if len(entries) == 1 and entries[0].seconds is not None]
+    rates = [record.images_per_second for history in group.histories for record in history.epochs]
 
-    def median(key: str, scale: float = 1.0) -> str:
-        values = [entry[key] / scale for entry in whole if entry.get(key) is not None]
-        return f"{statistics.median(values):,.0f}" if values else "-"
+    def median(values: Sequence[float | None], scale: float = 1.0) -> str:
+        known = [value / scale for value in values if value is not None]
+        return f"{statistics.median(known):,.0f}" if known else "-"
 
     return (
         group.name,
-        str(len(group.runs)),
-        "/".join(sorted({str(len(run.epochs)) for run in group.runs})),
-        mean_and_spread(group.best("test_accuracy"), 100),
-        mean_and_spread(group.last("test_accuracy"), 100),
+        str(len(group.histories)),
+        "/".join(sorted({str(len(history.epochs)) for history in group.histories})),
+        mean_and_spread(group.best_accuracies("test"), 100),
+        mean_and_spread(group.last_accuracies("test"), 100),
         f"{statistics.median(rates):,.0f}",
-        median("compile_seconds"),
-        median("seconds"),
-        median("peak_device_bytes", 2**20),
+        median([start.compile_seconds for start in whole]),
+        median([start.seconds for start in whole]),
+        median([start.peak_device_bytes for start in whole], 2**20),
     )
 
 
 def class_rows(groups: list[RunGroup]) -> list[tuple[str, ...]]:
-    evaluations: list[list[dict[str, Any]]] = [
-        [record for run in group.runs if (record := Workdir(run.path).evaluation())] for group in groups
+    """A header, and a row for each class with the groups' accuracies."""
+    evaluations = [
+        [record for history in group.histories if (record := history.workdir.evaluation())]
+        for group in groups
     ]
-    names = groups[0].runs[0].config.dataset.class_names if groups else ()
+    names = groups[0].histories[0].plan.info.class_names if groups else ()
     rows = [("class", *(group.name for group in groups))]
     for name in names:
-        cells = [mean_and_spread([r["per_class_accuracy"][name] for r in each], 100) for each in evaluations]
-        rows.append((name, *cells))
+        found = [[record.per_class_accuracy[name] for record in each] for each in evaluations]
+        known = [[accuracy for accuracy in each if accuracy is not None] for each in found]
+        rows.append((name, *(mean_and_spread(accuracies, 100) for accuracies in known)))
     return rows
 
 

@@ -2,3 +2,5 @@
 
 Importing the package loads no heavy library; `jaxresnet.config` loads neither JAX nor TensorFlow.
 """
+
+__version__ = "0.2.0"

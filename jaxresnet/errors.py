@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend, and how a command reports them."""
+"""Errors that the user can fix, and how a command reports them."""
 
 import contextlib
 import os
@@ -8,10 +8,10 @@ from typing import NoReturn
 
 
 class UserError(Exception):
-    """A failure told in one line: what was expected, what was found, and what would fix it.
+    """A failure that is reported in one line per problem: what was expected, what was found, what would fix it.
 
-    `exit_code` is 2 for what the command line and the configuration alone decide, 1 for a missing
-    workdir, checkpoint or data set and for a run that failed.
+    `exit_code` is 2 if the command line or the configuration is wrong. It is 1 if a workdir, checkpoint or data set
+    is missing or damaged, and if a run failed.
     """
 
     def __init__(self, message: str, exit_code: int = 1):
@@ -20,7 +20,7 @@ class UserError(Exception):
 
 
 class Interrupted(Exception):
-    """A run that stopped on a signal, after saving what there was to save."""
+    """A run stopped on a signal, after it saved what there was to save."""
 
     def __init__(self, message: str, signal_number: int):
         super().__init__(message)
@@ -28,7 +28,7 @@ class Interrupted(Exception):
 
 
 def run_command(main: Callable[[Sequence[str]], None]) -> NoReturn:
-    """Run `main(argv)` and exit: 0 when it returns, else with one line on stderr per error and its code."""
+    """Run `main(argv)` and exit: with 0 if it returns, else with the error's code and a line per problem on stderr."""
     try:
         main(sys.argv[1:])
         sys.stdout.flush()
@@ -40,7 +40,7 @@ def run_command(main: Callable[[Sequence[str]], None]) -> NoReturn:
         print(stop, file=sys.stderr)
         exit_now(stop.exit_code)
     except BrokenPipeError:
-        # Who read the output has gone, as in `... | head`: silent, like a program that SIGPIPE ends.
+        # The reader of the output has gone, as in `... | head`. Exit silently, as if SIGPIPE had ended the program.
         exit_now(141)
     except OSError as error:
         place = f" {error.filename}" if error.filename else ""
@@ -52,7 +52,7 @@ def run_command(main: Callable[[Sequence[str]], None]) -> NoReturn:
 
 
 def exit_now(code: int) -> NoReturn:
-    """Exit without waiting for threads: a compilation in the background cannot be cancelled."""
+    """Exit with `code` without waiting for threads, because a compilation in the background cannot be cancelled."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()

@@ -1,17 +1,20 @@
 """Evaluate a trained network on the test split: `python -m jaxresnet.evaluate --workdir runs/digits`.
 
-Prints accuracy, loss and a table by class, and writes them with the confusion matrix to evaluation.json
-(evaluation_best.json, evaluation_STEP.json) in the workdir. Nothing else there is touched. Instead of a
-workdir it takes a safetensors file: `--weights FILE`.
+It prints accuracy, loss and the accuracy of each class. It writes them, with the confusion matrix, to evaluation.json
+(or evaluation_best.json, evaluation_STEP.json) in the workdir, and changes nothing else there. In place of a workdir it
+takes a safetensors file: `--weights FILE`.
 """
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from jaxresnet.config import ArgumentParser, Config, add_device_argument
+from jaxresnet.config.flags import ArgumentParser, add_device_argument
 from jaxresnet.errors import UserError, run_command
-from jaxresnet.memory import use_huge_pages
+
+if TYPE_CHECKING:
+    from jaxresnet.runs.records import EvaluationRecord
 
 
 def main(argv: Sequence[str]) -> None:
@@ -19,14 +22,12 @@ def main(argv: Sequence[str]) -> None:
     parser = ArgumentParser(prog="python -m jaxresnet.evaluate", description=__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--workdir", type=Path, metavar="DIR", help="folder of the run")
-    source.add_argument(
-        "--weights", type=Path, metavar="FILE", help="safetensors file with its configuration"
-    )
+    source.add_argument("--weights", type=Path, metavar="FILE", help="safetensors file written by jaxresnet")
     parser.add_argument(
         "--checkpoint",
         default="latest",
         metavar="latest|best|STEP",
-        help="which checkpoint; best is the most accurate on the split evaluated in training (default: latest)",
+        help="checkpoint to evaluate; best: most accurate on the split evaluated in training (default: latest)",
     )
     parser.add_argument(
         "--output",
@@ -35,67 +36,73 @@ def main(argv: Sequence[str]) -> None:
         help="JSON file to write (default: evaluation.json in the workdir; none with --weights)",
     )
     parser.add_argument(
-        "--batch-size", type=int, metavar="INT", help="images at a time; no result depends on it"
+        "--batch-size", type=int, metavar="INT", help="images per step; it does not change the result"
     )
     add_device_argument(parser)
     args = parser.parse(argv)
     if args.batch_size is not None and args.batch_size < 1:
         raise UserError(f"--batch-size: expected at least 1, found {args.batch_size}", 2)
 
-    # Here, so that --help and a wrong flag are answered at once.
-    from jaxresnet.data import load_split
-    from jaxresnet.inference import (
-        evaluate,
-        evaluation_record,
-        fitting_batch_size,
-        jit_eval_step,
-        load_run,
-        load_weights_file,
-    )
-    from jaxresnet.runtime import quiet_libraries, start_devices, telling_of_memory, use_compilation_cache
-    from jaxresnet.workdir import Workdir, write_json
+    evaluate_command(args)
 
-    quiet_libraries()
-    devices = Workdir(args.workdir).require_config().cpu_devices if args.workdir else Config().cpu_devices
-    mesh = start_devices(args.device, devices)
+
+def evaluate_command(args: argparse.Namespace) -> None:
+    """Load, evaluate, print and write, as the parsed arguments say. Raises UserError."""
+    # Imported here, so that --help and a wrong flag are answered at once.
+    from jaxresnet.machine.workarounds import own_process
+
+    own_process()
+    from jaxresnet.data.sources import open_source
+    from jaxresnet.data.splits import load_split
+    from jaxresnet.learning.learner import make_learner
+    from jaxresnet.machine.cache import use_compilation_cache
+    from jaxresnet.machine.devices import available_cores, start_devices
+    from jaxresnet.machine.memory import out_of_memory_told
+    from jaxresnet.network.cpu_convolution import convolution_for
+    from jaxresnet.runs.records import write_evaluation
+    from jaxresnet.runs.workdir import Workdir
+    from jaxresnet.trained.evaluation import evaluate_whole, evaluation_record
+    from jaxresnet.trained.load import load_run, load_weights_file
+
+    devices = Workdir(args.workdir).require_config().cpu_devices if args.workdir else 0
+    mesh = start_devices(args.device, devices or available_cores())
     use_compilation_cache()
     if args.workdir:
-        run = load_run(args.workdir, mesh, args.checkpoint)
+        network = load_run(args.workdir, args.checkpoint, mesh)
         output = args.output or Workdir(args.workdir).evaluation_path(args.checkpoint)
     else:
-        run, output = load_weights_file(args.weights, mesh), args.output
-    split = load_split(run.config.data, "test")
-    batch_size = fitting_batch_size(args.batch_size or run.config.batch_size, split, mesh)
-    with telling_of_memory(batch_size, mesh):
-        metrics = evaluate(jit_eval_step(run.config, mesh), run.variables, split, batch_size, mesh)
-    record = evaluation_record(run.config, metrics, run.checkpoint, run.step, run.selected_on)
+        network, output = load_weights_file(args.weights, mesh), args.output
+    split = load_split(open_source(network.config.data), "test", expected=network.info)
+    batch_size = args.batch_size or network.config.batch_size
+    with out_of_memory_told(batch_size, mesh):
+        learner = make_learner(network.plan, convolution_for(mesh))
+        metrics = evaluate_whole(learner, network.variables, split, batch_size, mesh)
+    record = evaluation_record(network.plan, metrics, network.checkpoint, network.step, network.selected_on)
     print(as_text(record))
     if output is None:
         return
     try:
-        write_json(output, record)
+        write_evaluation(output, record)
     except OSError as error:
         raise UserError(f"cannot write {output}: {error.strerror}") from None
     print(f"written to {output}")
 
 
-def as_text(record: dict[str, Any]) -> str:
-    """The evaluation as lines for a person, accuracies in percent."""
-    selection = f", chosen on the {record['selected_on']} split" if record["selected_on"] else ""
-    width = max(len(name) for name in record["per_class_accuracy"])
-    step = "" if record["step"] is None else f" (step {record['step']:,}{selection})"
+def as_text(record: "EvaluationRecord") -> str:
+    """The evaluation as lines to print, with accuracies in percent."""
+    selection = f", chosen on the {record.selected_on} split" if record.selected_on else ""
+    width = max(len(name) for name in record.per_class_accuracy)
+    step = "" if record.step is None else f" (step {record.step:,}{selection})"
     lines = [
-        f"checkpoint {record['checkpoint']}{step}",
-        f"{record['split']} accuracy {record['accuracy']:.2%}, loss {record['loss']:.4f}, "
-        f"{record['examples']:,} images",
+        f"checkpoint {record.checkpoint}{step}",
+        f"{record.split} accuracy {record.accuracy:.2%}, loss {record.loss:.4f}, {record.examples:,} images",
     ]
     lines += [
         f"  {name:{width}} {'-' if accuracy is None else f'{accuracy:.2%}':>8}"
-        for name, accuracy in record["per_class_accuracy"].items()
+        for name, accuracy in record.per_class_accuracy.items()
     ]
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    use_huge_pages()
     run_command(main)

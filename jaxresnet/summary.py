@@ -1,32 +1,37 @@
-"""Print a network's layers: `python -m jaxresnet.summary --config configs/resnet18.toml`.
+"""Print a network's layers: `python -m jaxresnet.summary --config resnet18`.
 
-Each layer's output shape (height, width, channels), parameters and multiply-accumulates per image. No data
-set is needed.
+It shows each layer's output shape (height, width, channels), number of parameters and multiply-accumulates (MACs) per
+image. The data set is not read.
 """
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from jaxresnet.config import ArgumentParser, add_config_arguments, config_from_arguments
+from jaxresnet.config.flags import ArgumentParser, add_config_arguments, config_from_arguments
+from jaxresnet.data.sources import open_source
 from jaxresnet.errors import run_command
+from jaxresnet.plan import resolve
 
 if TYPE_CHECKING:
-    from jaxresnet.model import LayerInfo
+    from jaxresnet.network.describe import LayerInfo
 
 
 def main(argv: Sequence[str]) -> None:
     """Run the command with the arguments `argv`."""
     parser = ArgumentParser(prog="python -m jaxresnet.summary", description=__doc__)
     add_config_arguments(parser)
-    config = config_from_arguments(parser.parse(argv))
+    args = parser.parse(argv)
+    config = config_from_arguments(args)
+    source = f"{args.config}: " if args.config else ""
+    plan = resolve(config, open_source(config.data, source).info, source)
 
-    from jaxresnet.model import describe  # here, so that --help is answered at once
+    from jaxresnet.network.describe import describe  # here, so that --help is answered at once
 
-    print(as_text(describe(config)))
+    print(as_text(describe(plan)))
 
 
 def as_text(layers: "list[LayerInfo]") -> str:
-    """The layers as a table, with the totals below it."""
+    """The layers as a table of text, with the totals below it."""
     rows = [("layer", "kind", "output", "parameters", "MACs")]
     for layer in layers:
         shape = " x ".join(map(str, layer.output_shape))

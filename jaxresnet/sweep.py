@@ -1,9 +1,9 @@
 """Train several configurations with several seeds: `python -m jaxresnet.sweep --config A.toml B.toml --seeds 0 1 2`.
 
-One run after the other, each in a process and a workdir of its own, DIR/NAME/seed0 and so on. A run that fails
-is reported and the next one starts. Started again, the sweep goes on where it stopped and skips what is done.
-After each run results.md and results.json in DIR hold the table of all so far. Other flags are settings that hold
-for all runs.
+The runs follow each other. Each has its own process and its own workdir: DIR/NAME/seed0 and so on. If a run fails, the
+failure is reported and the next run starts. If the sweep is started again, it continues where it stopped and skips
+finished runs. After each run, the results of all runs so far are written to results.md and results.json in DIR. Other
+flags are settings for all runs.
 """
 
 import signal
@@ -14,25 +14,22 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from jaxresnet.comparison import (
-    as_markdown,
-    comparison_table,
-    group_runs,
-    read_runs,
-)
-from jaxresnet.config import (
+from jaxresnet.config.files import find_config, load_config
+from jaxresnet.config.flags import (
     ArgumentParser,
-    Config,
     add_device_argument,
     add_setting_arguments,
-    differing_keys,
-    load_config,
-    override,
     setting_arguments,
     to_arguments,
 )
+from jaxresnet.config.schema import Config, differing_settings
+from jaxresnet.data.sources import open_source
 from jaxresnet.errors import Interrupted, UserError, run_command
-from jaxresnet.workdir import Workdir, write_json
+from jaxresnet.plan import resolve
+from jaxresnet.reporting.tables import as_markdown, comparison_table
+from jaxresnet.runs.files import write_json
+from jaxresnet.runs.groups import RunGroup, group_runs, read_histories
+from jaxresnet.runs.workdir import Workdir
 
 
 def main(argv: Sequence[str]) -> None:
@@ -40,11 +37,11 @@ def main(argv: Sequence[str]) -> None:
     parser = ArgumentParser(prog="python -m jaxresnet.sweep", description=__doc__)
     parser.add_argument(
         "--config",
-        type=Path,
-        metavar="FILE",
+        type=find_config,
+        metavar="FILE|NAME",
         nargs="+",
         required=True,
-        help="TOML files, one for each configuration",
+        help="configurations: TOML files, or names of shipped ones",
     )
     parser.add_argument(
         "--seeds",
@@ -52,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
         metavar="INT",
         nargs="+",
         default=[0],
-        help="seeds of each configuration (default: 0)",
+        help="seeds that each configuration is trained with (default: 0)",
     )
     parser.add_argument(
         "--workdir",
@@ -81,20 +78,20 @@ def sweep(
     settings: Mapping[str, Any] | None = None,
     device: str = "auto",
 ) -> dict[Path, str]:
-    """Train each configuration file, with `settings` (by dotted name) laid over it, with each seed.
+    """Train each configuration file with each seed. `settings`, by dotted name, replace the file's.
 
-    Returns the workdirs of the runs that failed, with what they said. Raises UserError (exit code 2) before the
-    first run if any configuration is wrong, Interrupted after a SIGINT or SIGTERM has stopped the current run.
+    Returns the workdirs of the runs that failed, each with the last line of its error. Raises UserError (exit code 2)
+    before the first run if any configuration is wrong, and Interrupted after SIGINT or SIGTERM has stopped a run.
     """
-    runs = plan(configs, seeds, workdir, settings or {})
+    runs = planned_runs(configs, seeds, workdir, settings or {})
     failed: dict[Path, str] = {}
     for number, (path, (file, config)) in enumerate(runs.items(), 1):
         title = f"[{number}/{len(runs)}] {path}"
-        if Workdir(path).finished(config):
+        if Workdir(path).finished(config.epochs):
             print(f"{title}: done", flush=True)
             continue
         print(title, flush=True)
-        changed = {name: new for name, (_, new) in differing_keys(load_config(file), config).items()}
+        changed = {name: new for name, (_, new) in differing_settings(load_config(file), config).items()}
         code, said = train(
             ["--config", str(file), "--workdir", str(path), "--device", device, *to_arguments(changed)]
         )
@@ -108,27 +105,30 @@ def sweep(
     return failed
 
 
-def plan(
+def planned_runs(
     configs: Sequence[Path], seeds: Sequence[int], workdir: Path, settings: Mapping[str, Any]
 ) -> dict[Path, tuple[Path, Config]]:
-    """The runs of a sweep in their order: workdir to configuration file and configuration.
+    """The runs of a sweep in their order: workdir to (configuration file, configuration).
 
-    Raises UserError (exit code 2) if a configuration is wrong or two runs would share a workdir.
+    Raises UserError (exit code 2) if a configuration is wrong or two runs would have the same workdir.
     """
     runs = {}
-    for seed in seeds:  # the first seed of all comes first: an early end leaves every configuration compared
+    # All configurations with the first seed come first, so that they can be compared even if the sweep ends early.
+    for seed in seeds:
         for file in configs:
             path = workdir / file.stem / f"seed{seed}"
             if path in runs:
                 raise UserError(f"expected files and seeds that differ, found two runs for {path}", 2)
-            runs[path] = file, override(load_config(file), {**settings, "seed": seed})
+            config = load_config(file).replace({**settings, "seed": seed})
+            resolve(config, open_source(config.data, f"{file}: ").info, f"{file}: ")
+            runs[path] = file, config
     return runs
 
 
 def train(arguments: Sequence[str]) -> tuple[int, str]:
-    """Run jaxresnet.train in a process of its own. Returns its exit code, as a shell's, and its stderr.
+    """Run jaxresnet.train in its own process. Returns its exit code, as a shell gives it, and its stderr.
 
-    SIGINT and SIGTERM are passed on to it, each once, so that it can save.
+    SIGINT and SIGTERM are passed on to it, each once, so that it can save before it stops.
     """
     received: list[int] = []
     process: subprocess.Popen[str] | None = None
@@ -144,9 +144,9 @@ def train(arguments: Sequence[str]) -> tuple[int, str]:
             [sys.executable, "-m", "jaxresnet.train", *arguments],
             stderr=subprocess.PIPE,
             text=True,
-            process_group=0,  # out of the terminal's reach, whose Ctrl-C it would get a second time
+            process_group=0,  # so that the terminal does not send it a second Ctrl-C
         )
-        for number in received:  # before there was a process to pass them on to
+        for number in received:  # received before the process existed
             process.send_signal(number)
         _, said = process.communicate()
     finally:
@@ -159,36 +159,37 @@ def train(arguments: Sequence[str]) -> tuple[int, str]:
 def write_results(workdir: Path, paths: Sequence[Path], failed: Mapping[Path, str]) -> str:
     """Write results.md and results.json for the runs that have begun. Returns the table in Markdown."""
     begun = [path for path in paths if (path / "config.toml").is_file()]
-    groups = group_runs(read_runs(begun, above=workdir)) if begun else []
+    groups = group_runs(read_histories(begun, above=workdir)) if begun else []
     text = as_markdown(comparison_table(groups))
     if failed:
         text += "\n\n" + "\n".join(f"- failed: {path}: {said}" for path, said in failed.items())
-    record = [
-        {
-            "name": group.name,
-            "runs": [
-                {
-                    "workdir": str(run.path),
-                    "seed": run.config.seed,
-                    "epochs": len(run.epochs),
-                    "seconds": run.seconds,
-                    **{
-                        f"{which}_{key}": max(values) if which == "best" else values[-1]
-                        for key in ("test_accuracy", "validation_accuracy")
-                        if (values := run.values(key)[1])
-                        for which in ("last", "best")
-                    },
-                    "failed": failed.get(run.path),
-                }
-                for run in group.runs
-            ],
-        }
-        for group in groups
-    ]
+    record = [{"name": group.name, "runs": results_of(group, failed)} for group in groups]
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "results.md").write_text(text + "\n", encoding="utf-8")
     write_json(workdir / "results.json", record)
     return text
+
+
+def results_of(group: RunGroup, failed: Mapping[Path, str]) -> list[dict[str, Any]]:
+    """The entries of a group's runs in results.json. Accuracies are fractions."""
+    entries = []
+    for history in group.histories:
+        entry = {
+            "workdir": str(history.workdir.path),
+            "seed": history.config.seed,
+            "epochs": len(history.epochs),
+            "seconds": history.seconds,
+        }
+        alone = RunGroup(history.name, [history])
+        for split in ("test", "validation"):
+            for which, values in (
+                ("last", alone.last_accuracies(split)),
+                ("best", alone.best_accuracies(split)),
+            ):
+                if values:
+                    entry[f"{which}_{split}_accuracy"] = values[0]
+        entries.append(entry | {"failed": failed.get(history.workdir.path)})
+    return entries
 
 
 if __name__ == "__main__":

@@ -1,14 +1,22 @@
-"""Train a network: `python -m jaxresnet.train --config configs/digits.toml`.
+"""Train a network: `python -m jaxresnet.train --config digits`.
 
-Started again on the same workdir, it resumes; on a finished run it prints the result.
+If it is started again on the same workdir, it resumes the run. For a finished run it prints the result.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxresnet.config import ArgumentParser, add_config_arguments, add_device_argument, config_from_arguments
+from jaxresnet.config.flags import (
+    ArgumentParser,
+    add_config_arguments,
+    add_device_argument,
+    config_from_arguments,
+)
+from jaxresnet.data.sources import open_source
 from jaxresnet.errors import run_command
-from jaxresnet.memory import use_huge_pages
+from jaxresnet.machine.huge_pages import use_huge_pages
+from jaxresnet.plan import resolve
+from jaxresnet.runs.workdir import Workdir
 
 
 def main(argv: Sequence[str]) -> None:
@@ -27,11 +35,27 @@ def main(argv: Sequence[str]) -> None:
     if args.config is None and args.workdir is not None and (args.workdir / "config.toml").is_file():
         args.config = args.workdir / "config.toml"
     config = config_from_arguments(args)
-    workdir = args.workdir or Path("runs") / (args.config.stem if args.config else "paper")
+    source = f"{args.config}: " if args.config else ""
+    folder = Workdir(args.workdir or Path("runs") / (args.config.stem if args.config else "paper"))
+    plan = resolve(config, open_source(config.data, source).info, source)
+    folder.check(plan)
+    cpu_devices = config.cpu_devices or getattr(folder.config(), "cpu_devices", 0)
 
-    from jaxresnet.loop import fit  # here, so that --help and a wrong flag are answered at once
+    # Imported here, so that --help and a wrong flag are answered at once.
+    from jaxresnet.machine.workarounds import own_process
 
-    fit(config, workdir, args.device)
+    own_process()
+    from jaxresnet.fit import fit
+    from jaxresnet.machine.cache import use_compilation_cache
+    from jaxresnet.machine.devices import automatic_cpu_devices, start_devices
+    from jaxresnet.machine.signals import StopSignal
+
+    mesh = None
+    with StopSignal() as stop:
+        if folder.finished(config.epochs) is None:
+            mesh = start_devices(args.device, cpu_devices or automatic_cpu_devices(config.batch_size))
+            use_compilation_cache()
+        fit(config, folder.path, mesh, stop)
 
 
 if __name__ == "__main__":

@@ -1,24 +1,32 @@
 """Suite-wide switches, and the fixtures that several test modules share."""
 
-import contextlib
+# ruff: noqa: E402 - the environment is set before JAX and TensorFlow are imported
+
 import os
-import resource
-from collections.abc import Iterator
+from pathlib import Path
 
 # Before JAX and TensorFlow are imported: four virtual devices in every test.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 
+from jaxresnet.machine.workarounds import own_process
+
+own_process()
+
 import hypothesis
 import jax
 import pytest
-from jax.sharding import AxisType, Mesh
 
-from jaxresnet.config import Config, DataConfig
-from jaxresnet.data import Split, load_split
-from jaxresnet.runtime import quiet_libraries, use_compilation_cache
+from jaxresnet.config.schema import Config, DataConfig
+from jaxresnet.data.sources import open_source
+from jaxresnet.data.splits import Split, load_split
+from jaxresnet.fit import fit
+from jaxresnet.learning.learner import Learner, make_learner
+from jaxresnet.machine.cache import use_compilation_cache
+from jaxresnet.plan import Plan
 
-quiet_libraries()
+from helpers import TINY_SETTINGS, plan_of  # isort: skip
+
 use_compilation_cache()
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # The same examples each time, however long they take, so that a failure can be repeated.
@@ -29,43 +37,35 @@ hypothesis.settings.load_profile("suite")
 @pytest.fixture(scope="session")
 def tiny_config() -> Config:
     """A network with one block of each kind, on the digits."""
-    return Config.model_validate(
-        {
-            "epochs": 2,
-            "batch_size": 8,
-            "model": {
-                "stem_kernel": 3,
-                "stem_channels": 4,
-                "stage_blocks": (1, 1),
-                "stage_channels": (4, 6),
-                "stage_strides": (1, 2),
-                "dropout_rate": 0.1,
-            },
-            "data": {"name": "digits"},
-            "augment": {"horizontal_flip": False},
-            "optimizer": {"schedule_epochs": 0},
-        }
-    )
+    return Config().replace(TINY_SETTINGS)
+
+
+@pytest.fixture(scope="session")
+def tiny_plan(tiny_config: Config) -> Plan:
+    return plan_of(tiny_config)
+
+
+@pytest.fixture(scope="session")
+def tiny_learner(tiny_plan: Plan) -> Learner:
+    return make_learner(tiny_plan)
 
 
 @pytest.fixture(scope="session")
 def digits() -> Split:
     """The first twenty training digits, two of each class."""
-    split = load_split(DataConfig(name="digits"), "train")
+    split = load_split(open_source(DataConfig(name="digits")), "train")
     return Split(split.images[:20], split.labels[:20])
 
 
-def mesh_of(devices: int) -> Mesh:
-    """A mesh of the first `devices` virtual devices."""
-    return jax.make_mesh((devices,), ("data",), devices=jax.devices()[:devices], axis_types=(AxisType.Auto,))
+@pytest.fixture(scope="session")
+def short_config(tiny_config: Config) -> Config:
+    """Two epochs of 12 steps."""
+    return tiny_config.replace({"batch_size": 120})
 
 
-@contextlib.contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """The kernel refuses to let any file grow beyond `size` bytes meanwhile, as a full disk would."""
-    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))  # Python ignores the signal, the write fails
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+@pytest.fixture(scope="session")
+def finished(short_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workdir of an uninterrupted run of `short_config`; only to be read."""
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    fit(short_config, workdir)
+    return workdir

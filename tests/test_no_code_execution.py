@@ -3,20 +3,24 @@
 import contextlib
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import chex
 import jax
 import pytest
-from conftest import mesh_of
+from helpers import mesh_of
 
-from jaxresnet.checkpoint import Checkpoints
-from jaxresnet.config import Config, load_config
+from jaxresnet.config.files import load_config
 from jaxresnet.errors import UserError
-from jaxresnet.inference import state_template
-from jaxresnet.step import make_init
-from jaxresnet.weights import load_weights
-from jaxresnet.workdir import Workdir
+from jaxresnet.learning.learner import Learner
+from jaxresnet.learning.state import make_init, state_template
+from jaxresnet.machine.devices import replicated
+from jaxresnet.plan import Plan
+from jaxresnet.runs.checkpoint import Checkpoints
+from jaxresnet.runs.workdir import Workdir
+from jaxresnet.trained.weights import load_weights
 
 
 class Payload:
@@ -43,14 +47,23 @@ def payload(proof: Path) -> bytes:
     return payload
 
 
+def read_facts(path: Path) -> Plan:
+    """The plan of the default configuration with the facts of the data set at `path`."""
+    (path.parent / "config.toml").write_text("")
+    return Workdir(path.parent).require_plan()
+
+
 def test_configuration_weights_and_records(tmp_path: Path, proof: Path, payload: bytes):
-    for name, read in {
+    readers: dict[str, Callable[[Path], Any]] = {
         "config.toml": load_config,
         "weights.safetensors": load_weights,
         "run/config.toml": lambda path: Workdir(path.parent).config(),
-        "run/metrics.jsonl": lambda path: Workdir(path.parent).metrics(),
+        "run/metrics.jsonl": lambda path: Workdir(path.parent).epochs.read(),
         "run/evaluation.json": lambda path: Workdir(path.parent).evaluation(),
-    }.items():
+        "run/environment.json": lambda path: Workdir(path.parent).starts.read(),
+        "run/dataset.json": read_facts,
+    }
+    for name, read in readers.items():
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(payload + b"\n")
@@ -59,12 +72,12 @@ def test_configuration_weights_and_records(tmp_path: Path, proof: Path, payload:
     assert not proof.exists()
 
 
-def test_every_file_of_a_checkpoint(tmp_path: Path, proof: Path, payload: bytes, tiny_config: Config):
-    state = jax.jit(make_init(tiny_config))()
+def test_every_file_of_a_checkpoint(tmp_path: Path, proof: Path, payload: bytes, tiny_learner: Learner):
+    state = jax.jit(make_init(tiny_learner))()
     state = state.replace(step=jax.numpy.int32(7))
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         checkpoints.save(state, accuracy=0.5)
-    template = state_template(tiny_config, mesh_of(1))
+    template = state_template(tiny_learner, replicated(mesh_of(1)))
     files = [path for path in (tmp_path / "checkpoints" / "7").rglob("*") if path.is_file()]
     assert len(files) > 5
     for path in files:

@@ -1,0 +1,1 @@
+"""What benchmarks/speed.py measures, part by part, and its report."""

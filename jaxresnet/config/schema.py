@@ -1,0 +1,221 @@
+"""The typed, frozen configuration: every setting with its default, unit and bounds.
+
+The defaults are the paper's recipe with decoupled weight decay; `configs/paper.toml` lists them with their sources.
+Checks that need the data set are in `jaxresnet.plan`.
+"""
+
+import difflib
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+
+from jaxresnet.errors import UserError
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Width = Annotated[int, Field(ge=1, le=65_536)]
+Depth = Annotated[int, Field(ge=1, le=1_000)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class ModelConfig(_Section):
+    """The network: a stem, stages of residual blocks, average pooling and a linear head."""
+
+    stem_kernel: Annotated[int, Field(ge=1, le=63)] = 7
+    """Side of the stem convolution's kernel, in pixels; must be odd."""
+    stem_channels: Width = 64
+    """Output channels of the stem."""
+    stage_blocks: tuple[Depth, ...] = (2, 4, 4, 1)
+    """Number of residual blocks in each stage."""
+    stage_channels: tuple[Width, ...] = (64, 96, 128, 512)
+    """Output channels of each stage."""
+    stage_strides: tuple[PositiveInt, ...] = (1, 2, 2, 2)
+    """Stride of the first block of each stage."""
+    conv_bias: bool = True
+    """Give every convolution a bias, shortcuts included."""
+    dropout_rate: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Probability of dropout in front of the average pooling; 0 switches it off."""
+    initializer: Literal["pytorch", "he_normal"] = "pytorch"
+    """pytorch: uniform within +-1/sqrt(fan_in), biases too. he_normal: normal with variance 2/fan_out, biases 0."""
+
+
+class DataConfig(_Section):
+    """The data set and its hold-out."""
+
+    name: str = "cifar10"
+    """Data set: cifar10, or digits, which comes with scikit-learn and needs no download."""
+    dir: str = ""
+    """Folder of the prepared TFDS data sets. Empty: $TFDS_DATA_DIR if set, else ~/tensorflow_datasets."""
+    validation_examples: Annotated[int, Field(ge=0)] = 0
+    """Number of training examples held out for validation. They are stratified and the same for every seed."""
+
+
+class AugmentConfig(_Section):
+    """Random changes of the training images. They are drawn again for each image in each step."""
+
+    horizontal_flip: bool = True
+    """Mirror an image with probability 1/2."""
+    crop_padding: Annotated[int, Field(ge=0)] = 4
+    """Shift by up to this many pixels in each direction and fill with black; 0 switches it off."""
+    rotation_degrees: Annotated[float, Field(ge=0, le=180)] = 15.0
+    """Rotate by a uniform random angle between minus and plus this many degrees; 0 switches it off."""
+    brightness: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """Multiply the pixel values by a uniform random factor between 1 - this and 1 + this; 0 switches it off."""
+
+
+class OptimizerConfig(_Section):
+    """SGD with momentum, weight decay and a learning-rate schedule."""
+
+    learning_rate: Annotated[float, Field(gt=0, le=1e30)] = 0.05
+    """Initial learning rate."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Decay of the momentum buffer per step (not Nesterov momentum)."""
+    weight_decay: Annotated[float, Field(ge=0, le=1e30)] = 1e-5
+    """Weight decay of all parameters, including biases and BatchNorm's."""
+    decoupled: bool = True
+    """True: theta -= lr * (buffer + decay * theta). False: decay * theta goes into the buffer, as in PyTorch's SGD."""
+    schedule: Literal["constant", "cosine"] = "cosine"
+    """cosine: falls at every step from learning_rate to 0, along half a cosine wave."""
+    schedule_epochs: Annotated[int, Field(ge=0)] = 200
+    """Epochs until the cosine reaches 0, where it stays. 0: as many as the run has."""
+
+
+class EvaluationConfig(_Section):
+    """Evaluation during training. A run's last step is always evaluated on the test split."""
+
+    split: Literal["test", "validation", "none"] = "test"
+    """Split that is evaluated during training. It also selects the best checkpoint."""
+    every_epochs: PositiveInt = 1
+    """Epochs between evaluations; the last epoch is always evaluated."""
+
+
+class CheckpointConfig(_Section):
+    """When to save a checkpoint. The end of a run and an interruption always save one."""
+
+    every_epochs: PositiveInt = 1
+    """Epochs between checkpoints."""
+    every_minutes: Annotated[float, Field(ge=0)] = 10.0
+    """Minutes between additional checkpoints inside a long epoch; 0 switches them off."""
+
+
+class Config(_Section):
+    """All settings of one run. The defaults are the paper's recipe (configs/paper.toml)."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of initialisation, example order, augmentation and dropout."""
+    epochs: PositiveInt = 40
+    """Number of passes over the training examples."""
+    batch_size: PositiveInt = 128
+    """Examples per step, on all devices together."""
+    precision: Literal["float32", "tensorfloat32", "bfloat16"] = "float32"
+    """Arithmetic of the network. Parameters and BatchNorm statistics are always float32."""
+    loss: Literal["cross_entropy", "mse"] = "cross_entropy"
+    """cross_entropy, or mse: squared error of the class probabilities, averaged over the classes."""
+    cpu_devices: Annotated[int, Field(ge=0, le=256)] = 0
+    """Number of virtual devices that a CPU is divided into; the batch is sharded over them. 0: the largest number
+    that divides the batch and is at most the number of cores that the process may use. Ignored on a GPU."""
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @model_validator(mode="after")
+    def _check_fields_together(self) -> Self:
+        """Raise ValueError, one line per problem, if settings contradict each other. Needs no data set."""
+        model = self.model
+        lengths = {len(stage) for stage in (model.stage_blocks, model.stage_channels, model.stage_strides)}
+        problems = []
+        if lengths == {0}:
+            problems.append("model.stage_blocks: expected at least one stage, found an empty list")
+        if len(lengths) > 1:
+            problems.append(
+                "model.stage_blocks, stage_channels and stage_strides: expected equal lengths, found "
+                f"{len(model.stage_blocks)}, {len(model.stage_channels)} and {len(model.stage_strides)}"
+            )
+        if model.stem_kernel % 2 == 0:
+            problems.append(f"model.stem_kernel: expected an odd number, found {model.stem_kernel}")
+        if self.evaluation.split == "validation" and not self.data.validation_examples:
+            problems.append('evaluation.split: "validation" needs data.validation_examples > 0, found 0')
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    def replace(self, settings: Mapping[str, Any]) -> "Config":
+        """A copy with new values for some settings, which are given by dotted name.
+
+        Values may be strings, as they come from flags. Raises UserError (exit code 2) with one line per problem.
+
+        >>> Config().replace({"epochs": 5, "model.stage_blocks": (1, 1, 1, 1)}).model.stage_blocks
+        (1, 1, 1, 1)
+        """
+        values, fields = self.model_dump(), setting_fields()
+        for name, value in settings.items():
+            section, _, key = name.rpartition(".")
+            if section and name in fields:
+                values[section][key] = value
+            else:
+                values[name] = value  # an unknown name is refused below, in full
+        try:
+            return Config.model_validate(values)
+        except ValidationError as error:
+            raise setting_error(error) from None
+
+
+def setting_error(error: ValidationError, source: str = "") -> UserError:
+    """Pydantic's errors as a UserError (exit code 2) with one line for each.
+
+    A line has `source`, the setting's dotted name, and what was expected and found. For an unknown name it has the
+    nearest known one.
+    """
+    lines = []
+    for item in error.errors(include_url=False):
+        path = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "value_error":
+            lines += item["msg"].removeprefix("Value error, ").splitlines()
+        elif item["type"] == "extra_forbidden":
+            fields = setting_fields()
+            sections = {name.partition(".")[0] for name in fields if "." in name}
+            near = difflib.get_close_matches(path, [*fields, *sections], n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            lines.append(f"{path}: no such setting{hint}")
+        else:
+            expected = item["msg"].removeprefix("Input should be ").replace("Input ", "")
+            lines.append(f"{path}: expected {expected}, found {item['input']!r}")
+    return UserError("\n".join(f"{source}{line}" for line in lines), exit_code=2)
+
+
+def setting_fields() -> dict[str, FieldInfo]:
+    """The pydantic field of every setting, by dotted name."""
+
+    def below(section: type[BaseModel], prefix: str) -> dict[str, FieldInfo]:
+        fields: dict[str, FieldInfo] = {}
+        for name, field in section.model_fields.items():
+            if isinstance(field.default, BaseModel):
+                fields |= below(type(field.default), f"{prefix}{name}.")
+            else:
+                fields[prefix + name] = field
+        return fields
+
+    return below(Config, "")
+
+
+def setting_values(config: Config) -> dict[str, Any]:
+    """The value of every setting, by dotted name."""
+    dump = config.model_dump()
+    values = {}
+    for name in setting_fields():
+        section, _, key = name.rpartition(".")
+        values[name] = dump[section][key] if section else dump[key]
+    return values
+
+
+def differing_settings(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
+    """The settings that differ: dotted name to the values in `one` and in `other`."""
+    ours, theirs = setting_values(one), setting_values(other)
+    return {name: (ours[name], theirs[name]) for name in ours if ours[name] != theirs[name]}

@@ -1,0 +1,95 @@
+"""Batches. Each is a function of the seed and the step's number alone."""
+
+import os
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxresnet.config.schema import Config
+from jaxresnet.data.splits import Split
+from jaxresnet.machine.workarounds import load_tensorflow
+
+
+class Batch(NamedTuple):
+    """A batch of examples, in NumPy arrays on the host or in JAX arrays on the devices.
+
+    `image` uint8 [B, H, W, C]; `label` int32 [B]; `mask` bool [B], false for an example that only fills up the batch.
+    """
+
+    image: Any
+    label: Any
+    mask: Any
+
+
+def train_batches(config: Config, split: Split, start_step: int = 0) -> Iterator[Batch]:
+    """Augmented batches of NumPy arrays, for the steps from `start_step` (0 is the first) to the end of the run.
+
+    Each epoch has its permutation of all examples, and these follow each other. Batch k holds the positions
+    [k B, (k+1) B) of that sequence, so every batch is full and every example is used. The permutation depends on the
+    seed and the epoch, the augmentation on the seed and the step. A late start takes no longer than an early one.
+    """
+    tf = load_tensorflow()
+    from jaxresnet.data.augment import augment
+
+    examples, batch_size = len(split.labels), config.batch_size
+    # Two seeds, so that no epoch's random numbers are those of a step.
+    order_seed, augment_seed = tf.unstack(
+        tf.random.split(tf.constant([config.seed, 0], tf.int64), 2, alg="philox")
+    )
+    images, labels = tf.constant(split.images), tf.constant(split.labels)
+
+    def batch(step: Any, indices: Any) -> tuple[Any, Any]:
+        seed = tf.random.fold_in(augment_seed, step, alg="philox")
+        return augment(config.augment, tf.gather(images, indices), seed), tf.gather(labels, indices)
+
+    indices = _example_order(config, examples, order_seed, start_step)
+    steps = tf.data.Dataset.range(start_step, config.epochs * examples // batch_size)
+    batches = (
+        tf.data.Dataset.zip(steps, indices)
+        .map(batch, num_parallel_calls=os.cpu_count(), deterministic=True)
+        .prefetch(4)
+    )
+    # The autotuning thread sleeps longer and longer, up to a minute, and the end of the iterator often waits for it.
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return _as_batches(batches.with_options(options), batch_size)
+
+
+def _example_order(config: Config, examples: int, order_seed: Any, start_step: int) -> Any:
+    """The indices of each batch's examples, int64 [B], from a step on, as a tf.data.Dataset."""
+    tf = load_tensorflow()
+    first_epoch, skipped = divmod(start_step * config.batch_size, examples)
+
+    def permutation(epoch: Any) -> Any:
+        # Not index_shuffle: its permutations of successive epochs are correlated.
+        seed = tf.random.fold_in(order_seed, epoch, alg="philox")
+        indices = tf.random.experimental.stateless_shuffle(
+            tf.range(examples, dtype=tf.int64), seed, alg="philox"
+        )
+        return tf.data.Dataset.from_tensor_slices(indices)
+
+    # Skipping is cheap here, because these are indices and not yet images.
+    return (
+        tf.data.Dataset.range(first_epoch, config.epochs)
+        .flat_map(permutation)
+        .skip(skipped)
+        .batch(config.batch_size, drop_remainder=True)
+    )
+
+
+def _as_batches(dataset: Any, batch_size: int) -> Iterator[Batch]:
+    mask = np.ones(batch_size, bool)
+    for image, label in dataset.as_numpy_iterator():
+        yield Batch(image, label, mask)
+
+
+def evaluation_batches(split: Split, batch_size: int) -> Iterator[Batch]:
+    """The examples of `split` in order, each once. Black images with a false mask fill up the last batch."""
+    for start in range(0, len(split.labels), batch_size):
+        image, label = split.images[start : start + batch_size], split.labels[start : start + batch_size]
+        fill = batch_size - len(label)
+        if fill:
+            image = np.pad(image, ((0, fill), (0, 0), (0, 0), (0, 0)))
+            label = np.pad(label, (0, fill))
+        yield Batch(image, label, np.arange(batch_size) < batch_size - fill)

@@ -1,0 +1,106 @@
+"""CIFAR-10, as tensorflow-datasets downloads and prepares it."""
+
+import os
+import re
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from jaxresnet.config.schema import DataConfig
+from jaxresnet.data.info import DatasetInfo
+from jaxresnet.errors import UserError
+from jaxresnet.machine.workarounds import load_tensorflow
+
+if TYPE_CHECKING:
+    from jaxresnet.data.splits import Split
+
+URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+"""The archive that tensorflow-datasets downloads: 162 MiB, and 133 MiB once prepared."""
+
+PROBE_SECONDS = 8.0
+"""How long to wait for the download's host. tensorflow-datasets itself would retry for minutes."""
+
+_OPERATION = re.compile(r"\{\{.*?\}\}| \[Op:.*", re.DOTALL)
+"""The parts of TensorFlow's error messages that name its internal operations."""
+
+INFO = DatasetInfo(
+    name="cifar10",
+    image_shape=(32, 32, 3),
+    class_names=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+    train_examples=50_000,
+    test_examples=10_000,
+    # The std over all pixels. The smaller one in other code, (0.2023, 0.1994, 0.2010), is a mean of per-image stds.
+    mean=(0.4914, 0.4822, 0.4465),
+    std=(0.2470, 0.2435, 0.2616),
+)
+
+
+class Cifar10:
+    """CIFAR-10 in the folder of prepared TFDS data sets that a configuration names."""
+
+    info = INFO
+
+    def __init__(self, config: DataConfig):
+        self._root = Path(
+            config.dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+        ).expanduser()
+
+    def read(self, split: Literal["train", "test"]) -> "Split":
+        """All examples of one split. The data set is downloaded and prepared first if it is not there yet.
+
+        Raises UserError (exit code 1) if it cannot be downloaded or is damaged.
+        """
+        root = self._root
+        if not list(root.glob("cifar10/*/dataset_info.json")):
+            print(
+                f"CIFAR-10 is not in {root}: downloading 162 MiB from {URL} and preparing 133 MiB there",
+                flush=True,
+            )
+            _require_network(root)
+        load_tensorflow()
+        import numpy as np
+        import tensorflow_datasets as tfds
+
+        from jaxresnet.data.splits import Split
+
+        place = str(root / "cifar10")
+        try:
+            builder = tfds.builder("cifar10", data_dir=root)
+            if not builder.is_prepared():
+                builder.download_and_prepare()
+            place = ", ".join(map(str, builder.info.splits[split].filepaths))
+            # The whole split as one batch, in the order of the files.
+            examples = builder.as_dataset(split=split, batch_size=-1, shuffle_files=False)  # pyright: ignore[reportCallIssue]
+            arrays = tfds.as_numpy(examples)
+        except Exception as error:  # TensorFlow and TFDS raise dozens of types
+            reason = _OPERATION.sub("", str(error)).strip() or type(error).__name__
+            raise UserError(
+                f"cannot load CIFAR-10 from {place}: {reason.splitlines()[0]}; "
+                f"remove {root / 'cifar10'} to prepare it anew"
+            ) from error
+        return Split(np.asarray(arrays["image"]), np.asarray(arrays["label"]).astype(np.int32))
+
+
+def _require_network(root: Path) -> None:
+    """Raise UserError unless the download's host answers within PROBE_SECONDS. A proxy is used if one is set."""
+    problem = ["no answer"]
+
+    def probe() -> None:
+        try:
+            request = urllib.request.Request(URL, method="HEAD")
+            with urllib.request.urlopen(request, timeout=PROBE_SECONDS):
+                problem.clear()
+        except (OSError, ValueError) as error:
+            problem[0] = str(getattr(error, "reason", error))
+
+    # In a thread, because the look-up of a host name has no time limit.
+    thread = threading.Thread(target=probe, daemon=True)
+    thread.start()
+    thread.join(PROBE_SECONDS)
+    if problem:
+        raise UserError(
+            f"cannot download CIFAR-10 ({problem[0]}): expected it prepared in {root}; point TFDS_DATA_DIR or "
+            "--data.dir to a folder that holds it, or try --config digits, which needs no download"
+        )

@@ -1,0 +1,107 @@
+"""The splits of a data set: loading them into memory, checking them, and holding out validation examples."""
+
+from collections.abc import Collection
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+
+from jaxresnet.data.info import DatasetInfo
+from jaxresnet.errors import UserError
+
+
+class Split(NamedTuple):
+    """The examples of a split: `images` uint8 [N, H, W, C] and `labels` int32 [N]."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+class Source(Protocol):
+    """A data set that can be read."""
+
+    @property
+    def info(self) -> DatasetInfo:
+        """The facts of the data set."""
+        ...
+
+    def read(self, split: Literal["train", "test"]) -> Split:
+        """All examples of one of its splits, in a fixed order.
+
+        Raises UserError (exit code 1) if the data set cannot be obtained or is damaged.
+        """
+        ...
+
+
+def load_split(
+    source: Source, name: str, validation_examples: int = 0, expected: DatasetInfo | None = None
+) -> Split:
+    """Load one split, as `load_splits` does.
+
+    `expected` are the facts of the data that a network was trained on. Raises UserError if the data set has other
+    classes or another image shape, and what `load_splits` raises.
+    """
+    info = source.info
+    if expected and (info.class_names, info.image_shape) != (expected.class_names, expected.image_shape):
+        raise UserError(
+            f"the data set {info.name} is not what the network was trained on: expected images {expected.image_shape} "
+            f"of {', '.join(expected.class_names)}, found {info.image_shape} of {', '.join(info.class_names)}"
+        )
+    return load_splits(source, {name}, validation_examples)[name]
+
+
+def load_splits(source: Source, names: Collection[str], validation_examples: int = 0) -> dict[str, Split]:
+    """Load the splits "train", "validation" and "test" as far as they are in `names`; other names are ignored.
+
+    "validation" is the hold-out of `validation_examples` training examples, and "train" is the rest. Raises UserError
+    (exit code 1) if the data set cannot be obtained, is damaged, or does not agree with its facts.
+    """
+    splits = {}
+    if "test" in names:
+        splits["test"] = _read_checked(source, "test")
+    if parts := [name for name in ("train", "validation") if name in names]:
+        whole = _read_checked(source, "train")
+        held_out = np.zeros(len(whole.labels), bool)
+        held_out[holdout_indices(whole.labels, validation_examples)] = True
+        for name in parts:
+            keep = held_out if name == "validation" else ~held_out
+            splits[name] = whole if keep.all() else Split(whole.images[keep], whole.labels[keep])
+    return splits
+
+
+def _read_checked(source: Source, name: Literal["train", "test"]) -> Split:
+    split = source.read(name)
+    _check_split(source.info, name, split)
+    return split
+
+
+def _check_split(info: DatasetInfo, name: str, split: Split) -> None:
+    """Raise UserError unless the split is as `info` says. A label outside the classes would be trained as no class."""
+    images, labels = split
+    examples = info.test_examples if name == "test" else info.train_examples
+    expected = f"uint8 images {(examples, *info.image_shape)} and labels 0 to {info.classes - 1}"
+    found = f"{images.dtype} images {images.shape}"
+    if len(labels):
+        found += f" and labels {labels.min()} to {labels.max()}"
+    if found != expected:
+        raise UserError(
+            f"the {name} split is not that of {info.name}: expected {expected}, found {found}; "
+            "point TFDS_DATA_DIR or --data.dir to another folder"
+        )
+
+
+def holdout_indices(labels: np.ndarray, examples: int) -> np.ndarray:
+    """The positions of a hold-out, sorted, int64 [examples]: the last examples of each class.
+
+    `labels` is an int array [N]. The hold-out is stratified: each class has its share of it, to within one example.
+    It does not depend on a seed, so that runs with different seeds are compared on the same examples.
+
+    >>> holdout_indices(np.array([0, 1, 0, 1, 0, 1]), 2)
+    array([4, 5])
+    """
+    # The positions are spread evenly over the examples sorted by class. So a class of n gets n * examples / N of them,
+    # to within one.
+    by_class = np.argsort(labels, kind="stable")
+    positions = (np.arange(1, examples + 1) * len(labels)) // max(examples, 1) - 1
+    per_class = np.bincount(labels[by_class[positions]], minlength=labels.max() + 1)
+    chosen = [np.flatnonzero(labels == c)[-count:] for c, count in enumerate(per_class) if count]
+    return np.sort(np.concatenate(chosen)) if chosen else np.empty(0, np.int64)

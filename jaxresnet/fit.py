@@ -1,0 +1,182 @@
+"""A whole training run: `fit` and its stages."""
+
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxresnet.config.schema import Config
+from jaxresnet.data.batches import Batch, train_batches
+from jaxresnet.data.sources import open_source
+from jaxresnet.data.splits import Split, load_splits
+from jaxresnet.errors import UserError
+from jaxresnet.learning.learner import Learner, make_learner
+from jaxresnet.learning.state import TrainState, make_init, state_template
+from jaxresnet.learning.step import make_train_step
+from jaxresnet.machine.devices import (
+    check_batch_size,
+    device_batches,
+    local_mesh,
+    on_cpu,
+    replicated,
+    shard_batch,
+)
+from jaxresnet.machine.environment import describe_environment, peak_device_bytes
+from jaxresnet.machine.memory import check_memory, out_of_memory_told
+from jaxresnet.machine.signals import Background, Stop
+from jaxresnet.machine.workarounds import load_tensorflow
+from jaxresnet.network.cpu_convolution import convolution_for
+from jaxresnet.plan import Plan, resolve
+from jaxresnet.reporting.progress import Reporter, closing_lines, headline, schedule_notes
+from jaxresnet.runs.checkpoint import Checkpoints
+from jaxresnet.runs.records import EvaluationRecord
+from jaxresnet.runs.workdir import Workdir
+from jaxresnet.session import CompiledSteps, Saving, Session
+from jaxresnet.trained.evaluation import jit_eval_step
+
+
+def fit(
+    config: Config, workdir: Path | str, mesh: Mesh | None = None, stop: Stop | None = None
+) -> EvaluationRecord:
+    """Train as `config` says in the folder `workdir`, from its newest checkpoint on if it has one.
+
+    `mesh` holds the devices, by default all of this process. A request by `stop` is noticed after each step. Returns
+    the evaluation of the last step on the test split, which is also written to evaluation.json. If the run is finished
+    already, only its result is printed and returned. Raises UserError if the user can fix the problem, and Interrupted
+    on a request to stop, after saving.
+    """
+    folder, stop = Workdir(workdir), stop or Stop()
+    source = open_source(config.data)
+    plan = resolve(config, source.info)
+    folder.check(plan)
+    evaluation = folder.finished(config.epochs)
+    if evaluation is None:
+        mesh = mesh or local_mesh()
+        check_batch_size(config.batch_size, mesh.devices.size)
+        plan = with_devices(plan, mesh)
+        say(headline(plan, mesh), *schedule_notes(plan, folder.config()))
+        # Import TensorFlow, compile and load the data at the same time, because none of them keeps two cores busy.
+        Background(load_tensorflow)
+        learner = make_learner(plan, convolution_for(mesh))
+        template = state_template(learner, replicated(mesh))
+        compiling = Background(lambda: compile_steps(learner, template, mesh))
+        names = {"train", "test", config.evaluation.split}
+        splits = stop.run(
+            lambda: load_splits(source, names, config.data.validation_examples), "loading the data"
+        )
+        with folder.open(plan), out_of_memory_told(config.batch_size, mesh):
+            evaluation = run_to_end(learner, template, folder, mesh, splits, compiling, stop)
+    say(closing_lines(plan, folder.path, folder.epochs.read(), evaluation))
+    return evaluation
+
+
+def say(*lines: str) -> None:
+    """Print lines, without buffering."""
+    for line in lines:
+        print(line, flush=True)
+
+
+def with_devices(plan: Plan, mesh: Mesh) -> Plan:
+    """The plan with the number of CPU devices filled in if it was automatic, so that the run's folder records it."""
+    if plan.config.cpu_devices or not on_cpu(mesh):
+        return plan
+    return plan.with_config(plan.config.replace({"cpu_devices": mesh.devices.size}))
+
+
+def compile_steps(learner: Learner, template: TrainState, mesh: Mesh) -> CompiledSteps:
+    """Trace and compile the two steps of a run, once for the whole run, for states like `template`.
+
+    Apart from them only the initialisation is jitted. Raises UserError if the train step needs more memory than is
+    free.
+    """
+    began = time.monotonic()
+    config, image_shape = learner.plan.config, learner.plan.info.image_shape
+    zeros = np.zeros((config.batch_size, *image_shape), np.uint8)
+    labels, mask = np.zeros(config.batch_size, np.int32), np.ones(config.batch_size, bool)
+    batch = shard_batch(mesh, Batch(zeros, labels, mask))
+    train_step = jax.jit(make_train_step(learner), donate_argnums=0, out_shardings=replicated(mesh))
+    compiled = train_step.lower(template, batch).compile()
+    check_memory(config.batch_size, mesh, compiled)
+    eval_step = jit_eval_step(learner, mesh).lower(template.variables, template.metrics, batch).compile()
+    return CompiledSteps(compiled, eval_step, round(time.monotonic() - began, 1))
+
+
+def run_to_end(
+    learner: Learner,
+    template: TrainState,
+    folder: Workdir,
+    mesh: Mesh,
+    splits: dict[str, Split],
+    compiling: Background[CompiledSteps],
+    stop: Stop,
+) -> EvaluationRecord:
+    """Restore or initialise the state, train the remaining epochs, evaluate. Returns the final evaluation."""
+    plan = learner.plan
+    config, began = plan.config, time.monotonic()
+    folder.starts.add(describe_environment(mesh, config.precision, ["python", *sys.orig_argv[1:]]))
+    with Checkpoints(folder.checkpoints) as checkpoints:
+        state = stop.run(
+            lambda: restore_or_init(learner, template, checkpoints, mesh), "preparing the network"
+        )
+        start, pending = int(state.step), state.metrics.count > 0
+        check_start(plan, start)
+        folder.epochs.cut(start - 1 if pending else start)
+        batches = stop.run(
+            lambda: device_batches(train_batches(config, splits["train"], start), mesh),
+            "starting the input pipeline",
+        )
+        compiled = stop.wait(compiling, "compiling")
+        folder.starts.extend(compile_seconds=compiled.seconds)
+        say(f"compiled in {compiled.seconds} s")
+        saving, last_evaluation = Saving(learner, folder, checkpoints, stop), None
+        with Reporter(folder.tensorboard, config.epochs, plan.total_steps, start) as reporter:
+            session = Session(learner, mesh, splits, compiled, saving, reporter)
+            for epoch in range(first_epoch(plan, state), config.epochs):
+                state, last_evaluation = session.run_epoch(epoch, state, batches)
+        checkpoints.wait()
+        evaluation = session.evaluate_end(state, last_evaluation)
+    folder.starts.extend(
+        seconds=round(time.monotonic() - began, 1), peak_device_bytes=peak_device_bytes(mesh)
+    )
+    return evaluation
+
+
+def restore_or_init(
+    learner: Learner, template: TrainState, checkpoints: Checkpoints, mesh: Mesh
+) -> TrainState:
+    """The state of the newest intact checkpoint, or a new one if there is no checkpoint."""
+    state = checkpoints.restore_latest(template, report=lambda line: print(line, file=sys.stderr))
+    if state is not None:
+        say(f"resuming at step {int(state.step):,}")
+        return state
+    # Not optimised, because it runs only once and so compiles in a fraction of the time.
+    options = {"xla_backend_optimization_level": 0} if on_cpu(mesh) else None
+    init = jax.jit(make_init(learner), out_shardings=replicated(mesh), compiler_options=options)
+    return jax.block_until_ready(init())
+
+
+def check_start(plan: Plan, step: int) -> None:
+    """Raise UserError (exit code 2) if `step` is already past the end of the run."""
+    if step > plan.total_steps:
+        raise UserError(
+            f"epochs: the run is at step {step:,} already, expected more than {plan.config.epochs} "
+            f"({plan.total_steps:,} steps)",
+            2,
+        )
+
+
+def first_epoch(plan: Plan, state: TrainState) -> int:
+    """The epoch (0 is the first) that a run continues from `state`.
+
+    At the last step of an epoch, this is the same epoch if its evaluation is still to come. The sums in the state show
+    it: they are reset after the evaluation.
+    """
+    step = int(state.step)
+    epoch = step * plan.config.batch_size // plan.train_examples
+    while plan.end_step(epoch + 1) <= step:
+        epoch += 1
+    pending = state.metrics.count > 0 and plan.end_step(epoch) == step
+    return epoch - 1 if pending else epoch

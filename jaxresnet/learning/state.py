@@ -1,0 +1,87 @@
+"""The train state, which a run carries from step to step, and how it is initialised."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxresnet.learning.learner import Learner
+from jaxresnet.learning.metrics import Metrics
+
+Variables = dict[str, Any]
+"""What a prediction needs: {"params": tree, "batch_stats": tree}, all leaves float32."""
+
+ITEMS = {"weights": ("params", "batch_stats"), "rest": ("opt_state", "step", "metrics", "average")}
+"""The items of a checkpoint and their fields of the state: what a prediction needs, and what only training needs."""
+
+# Each random stream of a run is derived from the run's seed and one of these numbers.
+_INIT, _DROPOUT = 0, 1
+
+
+class TrainState(struct.PyTreeNode):
+    """Everything that a run carries from step to step. Training from a saved state gives the same bits.
+
+    `step` int32 []: the number of steps taken. `metrics`: the sums of the current epoch. `average`: an average of the
+    weights over the steps, as Variables, or None if none is kept. The leaves of `params` and `batch_stats` are float32.
+    """
+
+    step: Any
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    metrics: Metrics
+    average: Variables | None = None
+
+    @property
+    def variables(self) -> Variables:
+        """The part that a prediction needs."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+    def items(self) -> dict[str, dict[str, Any]]:
+        """The state divided into the items of ITEMS: item to field to value. Fields that are None are left out."""
+        return {
+            item: {name: value for name in names if (value := getattr(self, name)) is not None}
+            for item, names in ITEMS.items()
+        }
+
+    @classmethod
+    def from_items(cls, items: dict[str, dict[str, Any]]) -> "TrainState":
+        """The state of which `items` returned this."""
+        return cls(**{name: value for item in items.values() for name, value in item.items()})
+
+
+def dropout_key(learner: Learner, step: jax.Array) -> jax.Array:
+    """The random key of a step's dropout. It depends on the run's seed and `step` alone, the steps taken, int32 []."""
+    return jax.random.fold_in(_stream(learner, _DROPOUT), step)
+
+
+def _stream(learner: Learner, salt: int) -> jax.Array:
+    return jax.random.fold_in(jax.random.key(learner.plan.config.seed), salt)
+
+
+def make_init(learner: Learner) -> Callable[[], TrainState]:
+    """A function that makes the state before the first step, from the seed alone."""
+    info = learner.plan.info
+
+    def init() -> TrainState:
+        images = jnp.zeros((1, *info.image_shape))
+        variables = learner.model.init(_stream(learner, _INIT), images, train=False)
+        return TrainState(
+            step=jnp.int32(0),
+            params=variables["params"],
+            batch_stats=variables["batch_stats"],
+            opt_state=learner.optimizer.init(variables["params"]),
+            metrics=Metrics.empty(info.classes),
+        )
+
+    return init
+
+
+def state_template(learner: Learner, sharding: jax.sharding.Sharding) -> TrainState:
+    """The train state with a jax.ShapeDtypeStruct of that sharding in place of each array. Nothing is computed."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        jax.eval_shape(make_init(learner)),
+    )

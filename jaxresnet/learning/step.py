@@ -1,0 +1,126 @@
+"""The train step, the evaluation step and the prediction: pure functions of arrays.
+
+They are not jitted here: the caller compiles them. They print nothing, and read no clock or flag.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxresnet.data.batches import Batch
+from jaxresnet.data.info import DatasetInfo
+from jaxresnet.learning.learner import Learner
+from jaxresnet.learning.losses import Loss
+from jaxresnet.learning.metrics import Metrics
+from jaxresnet.learning.state import TrainState, Variables, dropout_key
+from jaxresnet.learning.targets import soft_targets
+from jaxresnet.network.resnet import ResNet
+
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+EvalStep = Callable[[Variables, Metrics, Batch], Metrics]
+Predict = Callable[[Variables, Any], jax.Array]
+
+
+def preprocess(info: DatasetInfo, images: Any) -> jax.Array:
+    """Scale uint8 images [B, H, W, C] to 0..1 and normalise them by the training split's mean and std, in float32.
+
+    Raises TypeError for another dtype, because float images of 0..1 would become almost black. Raises ValueError if
+    the images' shape is not the data set's.
+    """
+    if images.dtype != jnp.uint8:
+        raise TypeError(f"expected uint8 images, found {images.dtype}")
+    if tuple(images.shape[1:]) != info.image_shape:
+        expected = "x".join(map(str, info.image_shape))
+        raise ValueError(f"expected images [B, {expected}] as of {info.name}, found {list(images.shape)}")
+    mean, std = jnp.asarray(info.mean), jnp.asarray(info.std)
+    return (images.astype(jnp.float32) / 255 - mean[None, None, None]) / std[None, None, None]
+
+
+def _check_batch(batch: Batch) -> None:
+    """Raise AssertionError if labels or mask have a wrong shape or dtype. They would be broadcast without an error."""
+    size = batch.image.shape[0]
+    chex.assert_shape([batch.label, batch.mask], (size,))
+    chex.assert_type([batch.label, batch.mask], [jnp.int32, bool])
+
+
+def make_train_step(learner: Learner) -> TrainStep:
+    """A function (state, batch) -> (next state, the epoch's metrics so far).
+
+    The metrics are in the state, too. They are returned separately so that they can still be read after the state has
+    been donated to the next step. The batch is checked when the function is traced: it raises AssertionError for labels
+    or a mask of a wrong shape or dtype, and what `preprocess` raises.
+    """
+    info = learner.plan.info
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        _check_batch(batch)
+        images = preprocess(info, batch.image)
+        targets = soft_targets(batch.label, info.classes)
+        dropout = dropout_key(learner, state.step)
+
+        def mean_loss(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Any]]:
+            logits, updates = learner.model.apply(
+                {"params": params, "batch_stats": state.batch_stats},
+                images,
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": dropout},
+            )
+            losses = learner.loss(logits, targets)
+            return jnp.mean(losses), (logits, losses, updates["batch_stats"])
+
+        gradient = jax.value_and_grad(mean_loss, has_aux=True)
+        (loss, (logits, losses, batch_stats)), gradients = gradient(state.params)
+        updates, opt_state = learner.optimizer.update(gradients, state.opt_state, state.params)
+        step = state.step + 1
+        metrics = state.metrics.add(logits, batch.label, losses, batch.mask)
+        finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradients))
+        metrics = _note_nonfinite(metrics, finite, step)
+        params = optax.apply_updates(state.params, updates)
+        state = state.replace(
+            step=step, params=params, batch_stats=batch_stats, opt_state=opt_state, metrics=metrics
+        )
+        return state, metrics
+
+    return train_step
+
+
+def _note_nonfinite(metrics: Metrics, finite: jax.Array, step: jax.Array) -> Metrics:
+    """The metrics with `step` as `nonfinite_step` if this step is the first that was not finite."""
+    first = jnp.where(finite | (metrics.nonfinite_step > 0), metrics.nonfinite_step, step)
+    return metrics.replace(nonfinite_step=first)
+
+
+def make_predict(model: ResNet, info: DatasetInfo) -> Predict:
+    """A function (variables, uint8 images [B, H, W, C]) -> logits, float32 [B, classes].
+
+    It includes the normalisation, so that training, evaluation and every other use treat images alike. It is pure, so
+    that it can be jitted and exported. It raises what `preprocess` raises.
+    """
+
+    def predict(variables: Variables, images: Any) -> jax.Array:
+        logits = model.apply(variables, preprocess(info, images), train=False)
+        assert isinstance(logits, jax.Array)  # no collection is mutable
+        return logits
+
+    return predict
+
+
+def make_eval_step(model: ResNet, info: DatasetInfo, loss: Loss) -> EvalStep:
+    """A function (variables, sums so far, batch) -> sums with the batch added.
+
+    It checks the batch as `make_train_step`'s does.
+    """
+    predict = make_predict(model, info)
+
+    def eval_step(variables: Variables, metrics: Metrics, batch: Batch) -> Metrics:
+        _check_batch(batch)
+        logits = predict(variables, batch.image)
+        losses = loss(logits, soft_targets(batch.label, info.classes))
+        return metrics.add(logits, batch.label, losses, batch.mask)
+
+    return eval_step

@@ -1,0 +1,110 @@
+"""The devices that compute a network: one mesh, over which batches are sharded."""
+
+import contextlib
+import itertools
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxresnet.errors import UserError
+
+T = TypeVar("T")
+
+
+def start_devices(device: str, cpu_devices: int) -> Mesh:
+    """Start JAX's backend. Returns the mesh of all its local devices, from `local_mesh`.
+
+    For commands only, because it changes JAX's configuration. `device` is "auto" (JAX's choice), "cpu" or "cuda". A CPU
+    is divided into `cpu_devices` virtual devices, unless XLA_FLAGS sets another number or the backend has started
+    before. Raises UserError if there is no such device.
+    """
+    if device != "auto":
+        jax.config.update("jax_platforms", device)
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        with contextlib.suppress(RuntimeError):  # the backend has started
+            jax.config.update("jax_num_cpu_devices", cpu_devices)
+    try:
+        return local_mesh()
+    except (RuntimeError, AssertionError) as error:  # the type depends on JAX's version
+        reason = (str(error).strip() or "JAX has no such backend here").splitlines()[0]
+        remedy = "install a CUDA extra (README) on a machine with an NVIDIA GPU, or use --device cpu"
+        if device != "cuda":
+            remedy = "JAX_PLATFORMS and XLA_FLAGS say what JAX may use"
+        raise UserError(f"no {device} device: {reason}; {remedy}") from None
+
+
+def local_mesh(devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh of JAX's `devices`, by default all of this process, with the single axis "data"."""
+    devices = jax.local_devices() if devices is None else devices
+    # Auto, because jax 0.12 cannot trace a linen train step with its default, explicit axes.
+    return jax.make_mesh((len(devices),), ("data",), devices=devices, axis_types=(AxisType.Auto,))
+
+
+def on_cpu(mesh: Mesh) -> bool:
+    """Whether the mesh's devices are a CPU's."""
+    return mesh.devices.flat[0].platform == "cpu"
+
+
+def automatic_cpu_devices(batch_size: int) -> int:
+    """Number of virtual devices for a CPU: the largest that divides the batch and is at most `available_cores()`.
+
+    One for each core is the fastest: on two cores, two are faster than one or four (results/speed/curves).
+    """
+    cores = available_cores()
+    return next(devices for devices in range(min(cores, batch_size), 0, -1) if batch_size % devices == 0)
+
+
+def available_cores() -> int:
+    """Number of cores that this process may keep busy: those it may run on, within its control group's CPU quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # no such group, or "max"
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cores = min(cores, max(1, round(int(quota) / int(period))))
+    return cores
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding that puts the whole array on every device, as for the train state."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def shard_batch(mesh: Mesh, batch: T) -> T:
+    """Start to copy a pytree of NumPy arrays to the devices. Each device gets an equal part of the examples.
+
+    Returns the same pytree of JAX arrays, without waiting for the copies.
+    """
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, array), batch)
+
+
+def device_batches(batches: Iterator[T], mesh: Mesh, ahead: int = 2) -> Iterator[T]:
+    """The same batches on the devices. The next `ahead` batches are copied while one is in use.
+
+    The first batches are being copied already when this function returns.
+    """
+    waiting = deque(shard_batch(mesh, batch) for batch in itertools.islice(batches, ahead))
+
+    def stream() -> Iterator[T]:
+        for batch in batches:
+            waiting.append(shard_batch(mesh, batch))
+            yield waiting.popleft()
+        yield from waiting
+
+    return stream()
+
+
+def check_batch_size(batch_size: int, devices: int) -> None:
+    """Raise UserError (exit code 2) if the number of devices does not divide the batch size."""
+    if batch_size % devices:
+        below = batch_size // devices * devices
+        nearest = f"{below} and {below + devices}" if below else f"{devices}"
+        raise UserError(
+            f"batch_size: expected a multiple of the {devices} devices, found {batch_size}; "
+            f"the nearest is {nearest} (--cpu-devices 1 takes any on a CPU)",
+            2,
+        )

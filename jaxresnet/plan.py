@@ -1,0 +1,86 @@
+"""A configuration together with its data set: what follows from both, and every check that needs both."""
+
+import math
+from dataclasses import dataclass
+
+from jaxresnet.config.schema import Config
+from jaxresnet.data.info import DatasetInfo
+from jaxresnet.errors import UserError
+
+MAX_STEPS = 2**31 - 1
+"""The step counter is an int32."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A configuration and the facts of its data set, checked to fit together. `resolve` makes it.
+
+    Batch k holds the positions [k B, (k+1) B) of the examples of all epochs, one epoch after the other; B is the batch
+    size. So an epoch can end in the middle of a batch.
+    """
+
+    config: Config
+    info: DatasetInfo
+
+    @property
+    def train_examples(self) -> int:
+        """Number of training examples without the hold-out."""
+        return self.info.train_examples - self.config.data.validation_examples
+
+    def end_step(self, epochs: int) -> int:
+        """Number of steps in the first `epochs` epochs: floor(epochs * examples / batch size)."""
+        return epochs * self.train_examples // self.config.batch_size
+
+    @property
+    def total_steps(self) -> int:
+        """Number of steps of the whole run."""
+        return self.end_step(self.config.epochs)
+
+    @property
+    def schedule_steps(self) -> int:
+        """Number of steps until the learning-rate schedule ends."""
+        return self.end_step(self.config.optimizer.schedule_epochs or self.config.epochs)
+
+    def with_config(self, config: Config) -> "Plan":
+        """The plan of another configuration on the same data set. Raises what `resolve` raises."""
+        return resolve(config, self.info)
+
+
+def resolve(config: Config, info: DatasetInfo, source: str = "") -> Plan:
+    """The plan of `config` on the data set that `info` describes.
+
+    Raises UserError (exit code 2) if the two do not fit: one line per problem, each beginning with `source`.
+    """
+    plan = Plan(config, info)
+    if problems := _problems(plan):
+        raise UserError("\n".join(f"{source}{problem}" for problem in problems), 2)
+    return plan
+
+
+def _problems(plan: Plan) -> list[str]:
+    config, info = plan.config, plan.info
+    size, total_stride = min(info.image_shape[:2]), math.prod(config.model.stage_strides)
+    problems = []
+    if any(side % total_stride for side in info.image_shape[:2]):
+        problems.append(
+            f"model.stage_strides: expected a product that divides the image size {size}, found {total_stride}"
+        )
+    if config.augment.crop_padding >= size:
+        problems.append(
+            f"augment.crop_padding: expected less than the image size {size}, "
+            f"found {config.augment.crop_padding}"
+        )
+    held_out, batch_size = config.data.validation_examples, config.batch_size
+    if held_out >= info.train_examples:
+        problems.append(
+            f"data.validation_examples: expected fewer than the {info.train_examples} training "
+            f"examples of {info.name}, found {held_out}"
+        )
+    elif batch_size > plan.train_examples:
+        problems.append(
+            f"batch_size: expected at most the {plan.train_examples} training examples, found {batch_size}"
+        )
+    elif plan.total_steps > MAX_STEPS:
+        most = MAX_STEPS * batch_size // plan.train_examples
+        problems.append(f"epochs: expected at most {most} (2^31 - 1 steps), found {config.epochs}")
+    return problems

@@ -1,0 +1,157 @@
+"""What a run prints on the console: its first and last lines, and a live bar or plain lines between them."""
+
+import datetime
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from jaxresnet.config.schema import Config
+from jaxresnet.plan import Plan
+from jaxresnet.reporting.events import Events
+from jaxresnet.runs.records import SPLITS, EpochRecord, EvaluationRecord, best_epoch
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+PLAIN_SECONDS = 30.0
+"""Seconds between lines if the output is not a terminal."""
+
+LIVE_SECONDS = 0.5
+"""Seconds between updates of the bar."""
+
+
+class Reporter:
+    """Shows the progress of one run, and writes its TensorBoard events to `tensorboard`.
+
+    A context manager. `epochs` and `steps` are the run's length, and `start` is the step that it goes on from. Raises
+    OSError if the events cannot be written.
+    """
+
+    def __init__(self, tensorboard: Path, epochs: int, steps: int, start: int):
+        self._epochs, self._steps = epochs, steps
+        self._events = Events(tensorboard, start)
+        console = Console(file=sys.stdout, highlight=False)
+        self._bar = None
+        if console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                TextColumn("{task.fields[figures]}"),
+                console=console,
+                transient=True,
+            )
+            self._task = self._bar.add_task("starting", total=steps, completed=start, figures="")
+        self._interval = LIVE_SECONDS if self._bar else PLAIN_SECONDS
+        self._due = time.monotonic() + self._interval
+
+    def __enter__(self) -> "Reporter":
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.stop()
+        self._events.close()
+
+    def message(self, text: str) -> None:
+        """Print a line, above the bar if there is one."""
+        if self._bar:
+            self._bar.console.print(text, markup=False, soft_wrap=True)
+        else:
+            print(text, flush=True)
+
+    def due(self) -> bool:
+        """Whether it is time to call `step`. Not at every step, because reading metrics from the device takes time."""
+        return time.monotonic() >= self._due
+
+    def step(
+        self,
+        epoch: int,
+        step: int,
+        loss: float,
+        accuracy: float,
+        images_per_second: float,
+        seconds_left: float,
+    ) -> None:
+        """Show the epoch's loss and accuracy (0 to 1) so far, after `step` steps of the run. `epoch` counts from 1."""
+        self._due = time.monotonic() + self._interval
+        left = datetime.timedelta(seconds=round(seconds_left))
+        figures = f"loss {loss:.4f}  accuracy {accuracy:.2%}  {images_per_second:,.0f} images/s  {left} left"
+        if self._bar:
+            self._bar.update(
+                self._task,
+                completed=step,
+                description=f"epoch {epoch}/{self._epochs}  step {step:,}/{self._steps:,}",
+                figures=figures,
+            )
+        else:
+            self.message(f"epoch {epoch}/{self._epochs}  step {step:,}/{self._steps:,}  {figures}")
+
+    def evaluating(self, epoch: int) -> None:
+        """Show that the evaluation after `epoch` is in progress."""
+        if self._bar:
+            self._bar.update(self._task, description=f"epoch {epoch}/{self._epochs}  evaluating")
+
+    def epoch(self, record: EpochRecord) -> None:
+        """Show the record of a finished epoch, and write it as events."""
+        parts = [f"epoch {record.epoch}/{self._epochs}"]
+        for split in SPLITS:
+            if (loss := record.loss(split)) is not None:
+                parts.append(f"{split} loss {loss:.4f} accuracy {record.accuracy(split):.2%}")
+        parts.append(f"rate {record.learning_rate:.4g}")
+        parts.append(f"{record.images_per_second:,.0f} images/s")
+        self.message("  ".join(parts))
+        scalars = {key: value for key, value in record.as_json().items() if key not in ("epoch", "step")}
+        self._events.add(record.step, scalars)
+        self._due = time.monotonic() + self._interval
+
+
+def headline(plan: Plan, mesh: "Mesh") -> str:
+    """The first line of a run: its devices, precision, data and number of steps."""
+    config, devices = plan.config, list(mesh.devices.flat)
+    return (
+        f"jaxresnet on {devices[0].platform}: {len(devices)} x {devices[0].device_kind}, {config.precision}; "
+        f"{plan.info.name}, {config.epochs} epochs of {plan.train_examples:,} images, "
+        f"{plan.total_steps:,} steps of {config.batch_size}"
+    )
+
+
+def schedule_notes(plan: Plan, saved: Config | None) -> list[str]:
+    """Notes for the user if a cosine schedule now ends at another step than before, or ends before the run.
+
+    `saved` is the configuration that the run has had so far, or None if it has not begun.
+    """
+    config = plan.config
+    if config.optimizer.schedule == "constant":
+        return []
+    notes = []
+    before = Plan(saved, plan.info).schedule_steps if saved else plan.schedule_steps
+    if before != plan.schedule_steps:
+        notes.append(
+            f"note: the learning rate now falls to 0 at step {plan.schedule_steps:,}, "
+            f"no longer at {before:,}, because schedule_epochs = 0 follows --epochs"
+        )
+    if plan.schedule_steps < plan.total_steps:
+        notes.append(f"note: the learning rate is 0 from step {plan.schedule_steps:,} on (schedule_epochs)")
+    return notes
+
+
+def closing_lines(
+    plan: Plan, workdir: Path, records: Sequence[EpochRecord], evaluation: EvaluationRecord
+) -> str:
+    """The last lines of a run: its accuracies, each with how it was chosen, and the commands to look at it."""
+    lines = [f"last step {evaluation.step:,}: test accuracy {evaluation.accuracy:.2%}"]
+    split = plan.config.evaluation.split
+    best = best_epoch(records, split) if split != "none" else None
+    if best:
+        note = " (chosen on the test set, so optimistic)" if split == "test" else ""
+        lines.append(f"best epoch {best.epoch}: {split} accuracy {best.accuracy(split):.2%}{note}")
+    lines.append(f"evaluate with: python -m jaxresnet.evaluate --workdir {workdir}")
+    lines.append(f"see it with: python -m jaxresnet.report --workdir {workdir}")
+    return "\n".join(lines)

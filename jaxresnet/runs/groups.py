@@ -1,0 +1,110 @@
+"""Groups of runs that differ only in their seed, for comparing such groups with each other."""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxresnet.config.schema import Config, differing_settings
+from jaxresnet.errors import UserError
+from jaxresnet.plan import Plan
+from jaxresnet.runs.records import EpochRecord, best_epoch, evaluated_split
+from jaxresnet.runs.workdir import FREE_SETTINGS, Workdir
+
+
+@dataclass(frozen=True)
+class History:
+    """A run as its folder records it, without its network: name, plan and finished epochs."""
+
+    workdir: Workdir
+    name: str
+    plan: Plan
+    epochs: list[EpochRecord]
+
+    @property
+    def config(self) -> Config:
+        """The run's configuration."""
+        return self.plan.config
+
+    @property
+    def split(self) -> str | None:
+        """The split that was evaluated during training, "test" or "validation"; None if neither was."""
+        return evaluated_split(self.epochs)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds spent training, without evaluation and compilation."""
+        return sum(epoch.seconds for epoch in self.epochs)
+
+
+@dataclass(frozen=True)
+class RunGroup:
+    """Runs whose configurations are equal except for the seed."""
+
+    name: str
+    histories: list[History]
+
+    @property
+    def split(self) -> str | None:
+        """The split that was evaluated during training; None if no run has evaluated one."""
+        return next((history.split for history in self.histories if history.split), None)
+
+    def last_accuracies(self, split: str) -> list[float]:
+        """The last accuracy (0 to 1) of each run on a split. Runs without one are left out."""
+        found = [[record.accuracy(split) for record in history.epochs] for history in self.histories]
+        known = [[accuracy for accuracy in each if accuracy is not None] for each in found]
+        return [each[-1] for each in known if each]
+
+    def best_accuracies(self, split: str) -> list[float]:
+        """The highest accuracy (0 to 1) of each run on a split. Runs without one are left out."""
+        best = [best_epoch(history.epochs, split) for history in self.histories]
+        return [accuracy for record in best if record and (accuracy := record.accuracy(split)) is not None]
+
+    def last_train_losses(self) -> list[float]:
+        """The training loss of each run in its last epoch. Runs without a finished epoch are left out."""
+        return [history.epochs[-1].train_loss for history in self.histories if history.epochs]
+
+
+def read_histories(workdirs: Sequence[Path], above: Path | None = None) -> list[History]:
+    """Read the folders of runs. Each run's name is its path relative to `above`, by default the last common folder.
+
+    Raises UserError if a folder holds no run or is given twice.
+    """
+    paths = [path.resolve() for path in workdirs]
+    for path in paths:
+        if paths.count(path) > 1:
+            raise UserError(f"--workdir: expected different folders, found {path} twice", 2)
+    above = above.resolve() if above else Path(os.path.commonpath([path.parent for path in paths]))
+    histories = []
+    for path, given in zip(paths, workdirs, strict=True):
+        workdir = Workdir(given)
+        name = path.relative_to(above).as_posix()
+        histories.append(History(workdir, name, workdir.require_plan(), workdir.epochs.read()))
+    return histories
+
+
+def group_runs(histories: Sequence[History]) -> list[RunGroup]:
+    """Group the runs whose configurations differ only in the seed. The groups are in the order of their first runs.
+
+    Settings that say where a run computes and when it saves are not compared; its number of epochs is.
+    """
+    neutral = ("seed", *(setting for setting in FREE_SETTINGS if setting != "epochs"))
+    groups: list[list[History]] = []
+    for history in histories:
+        for group in groups:
+            differing = differing_settings(group[0].config, history.config)
+            if all(name.startswith(neutral) for name in differing):
+                group.append(history)
+                break
+        else:
+            groups.append([history])
+    return [RunGroup(_common_name([each.name for each in group]), group) for group in groups]
+
+
+def _common_name(names: Sequence[str]) -> str:
+    """The common form of the names without the number of a seed at the end; all names if they have no common form."""
+    if len(names) == 1:
+        return re.sub(r"/seed\d+$", "", names[0])
+    stems = {re.sub(r"[/_.-]*(seed)?[/_.-]*\d+$", "", name) for name in names}
+    return stems.pop() if len(stems) == 1 and "" not in stems else ", ".join(names)

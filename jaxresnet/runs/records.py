@@ -1,0 +1,167 @@
+"""The records that a run writes. Each kind has one reader and one writer, both here."""
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from jaxresnet.machine.environment import Start
+from jaxresnet.runs.files import parse_record, to_json, write_json, write_to_disk, write_whole
+
+SPLITS = ("train", "validation", "test")
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """An epoch's record, a line of metrics.jsonl.
+
+    `epoch` is counted from 1. `step` is the number of steps taken at its end. Losses are means over the examples,
+    accuracies are fractions; those of a split are None if it was not evaluated. `learning_rate` is that of the epoch's
+    last step. `seconds` and `images_per_second` do not include compilation and evaluation.
+    """
+
+    epoch: int
+    step: int
+    learning_rate: Finite
+    train_loss: Finite
+    train_accuracy: Fraction
+    seconds: Finite
+    images_per_second: Finite
+    validation_loss: Finite | None = None
+    validation_accuracy: Fraction | None = None
+    test_loss: Finite | None = None
+    test_accuracy: Fraction | None = None
+
+    def loss(self, split: str) -> float | None:
+        """The loss on the split "train", "validation" or "test"; None if it was not evaluated."""
+        return getattr(self, f"{split}_loss")
+
+    def accuracy(self, split: str) -> float | None:
+        """The accuracy (0 to 1) on the split "train", "validation" or "test"; None if it was not evaluated."""
+        return getattr(self, f"{split}_accuracy")
+
+    def as_json(self) -> dict[str, Any]:
+        """The object that is written as a line. Values that are None are left out, and the times come last."""
+        found = {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
+        clock = {key: found.pop(key) for key in ("seconds", "images_per_second")}
+        return found | clock
+
+
+@dataclass(frozen=True)
+class EvaluationRecord:
+    """An evaluation, the content of evaluation.json.
+
+    `checkpoint` is "latest", "best", the number of a step or the name of a file. `step` is None for weights from a
+    file. `selected_on` names the split that served to choose the checkpoint among others; None if none did. Accuracies
+    are fractions; that of a class without examples is None. The rows of the confusion matrix are true classes.
+    """
+
+    checkpoint: str
+    step: int | None
+    split: str
+    selected_on: str | None
+    examples: int
+    loss: Finite
+    accuracy: Fraction
+    per_class_accuracy: dict[str, Fraction | None]
+    confusion_matrix: list[list[int]]
+
+
+def best_epoch(records: Iterable[EpochRecord], split: str) -> EpochRecord | None:
+    """The epoch with the highest accuracy on `split`, the later one of equals; None if none was evaluated on it.
+
+    The checkpoint that is kept as the best is of the same epoch (`jaxresnet.runs.checkpoint`).
+    """
+    evaluated = [
+        (accuracy, record.epoch, record)
+        for record in records
+        if (accuracy := record.accuracy(split)) is not None
+    ]
+    return max(evaluated, key=lambda each: each[:2])[2] if evaluated else None
+
+
+def evaluated_split(records: Iterable[EpochRecord]) -> str | None:
+    """The split that was evaluated during training, "test" or "validation"; None if neither was."""
+    records = list(records)
+    return next(
+        (split for split in ("test", "validation") if any(r.accuracy(split) is not None for r in records)),
+        None,
+    )
+
+
+class EpochLog:
+    """metrics.jsonl: a line for each finished epoch."""
+
+    def __init__(self, path: Path):
+        self._path = path
+
+    def append(self, record: EpochRecord) -> None:
+        """Add a line. It is on disk when this returns.
+
+        Raises ValueError if a number is not finite, and OSError if the line cannot be written.
+        """
+        write_to_disk(self._path, "a", json.dumps(record.as_json(), allow_nan=False) + "\n")
+
+    def read(self) -> list[EpochRecord]:
+        """The records of all lines. An incomplete last line is ignored.
+
+        Raises UserError with the number of the first line that is not an epoch's record.
+        """
+        return [
+            parse_record(EpochRecord, line, f"{self._path}, line {number}")
+            for number, line in enumerate(self._lines(), 1)
+        ]
+
+    def cut(self, step: int) -> None:
+        """Drop the lines of epochs that ended after `step`."""
+        if self._path.exists():
+            lines = zip(self._lines(), self.read(), strict=True)
+            write_whole(self._path, "".join(line for line, record in lines if record.step <= step))
+
+    def _lines(self) -> list[str]:
+        if not self._path.exists():
+            return []
+        lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        return [line for line in lines if line.endswith("\n")]
+
+
+class StartLog:
+    """environment.json: an entry for each start of a run."""
+
+    def __init__(self, path: Path):
+        self._path = path
+
+    def read(self) -> list[Start]:
+        """All starts so far. Raises UserError if the file holds something else."""
+        if not self._path.exists():
+            return []
+        return parse_record(list[Start], self._path.read_bytes(), str(self._path))
+
+    def add(self, start: Start) -> None:
+        """Add an entry for a start."""
+        write_json(self._path, [to_json(each) for each in (*self.read(), start)])
+
+    def extend(self, **values: Any) -> None:
+        """Set fields of the last start's entry, by name."""
+        *earlier, start = self.read()
+        write_json(self._path, [to_json(each) for each in (*earlier, dataclasses.replace(start, **values))])
+
+
+def read_evaluation(path: Path) -> EvaluationRecord | None:
+    """The evaluation in a file; None if there is no such file. Raises UserError if it holds something else."""
+    return parse_record(EvaluationRecord, path.read_bytes(), str(path)) if path.exists() else None
+
+
+def write_evaluation(path: Path, record: EvaluationRecord) -> None:
+    """Write an evaluation completely or not at all.
+
+    Raises ValueError if a number is not finite, and OSError if the file cannot be written.
+    """
+    write_json(path, dataclasses.asdict(record))

@@ -1,0 +1,209 @@
+"""The part of a run that one process does: train, evaluate, log and save, epoch by epoch, to the end or a stop."""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, NoReturn
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxresnet.data.batches import Batch
+from jaxresnet.data.splits import Split
+from jaxresnet.errors import UserError
+from jaxresnet.learning.learner import Learner
+from jaxresnet.learning.metrics import Metrics
+from jaxresnet.learning.state import TrainState
+from jaxresnet.learning.step import EvalStep, TrainStep
+from jaxresnet.machine.devices import replicated
+from jaxresnet.machine.signals import Stop
+from jaxresnet.reporting.progress import Reporter
+from jaxresnet.runs.checkpoint import Checkpoints
+from jaxresnet.runs.records import EpochRecord, EvaluationRecord, write_evaluation
+from jaxresnet.runs.workdir import Workdir
+from jaxresnet.trained.evaluation import evaluate, evaluation_record
+
+STEPS_IN_FLIGHT = 2
+"""Steps that the device has been given and that are not known to be done: one runs, one waits. More would only delay
+the reaction to signals and errors."""
+
+
+class CompiledSteps(NamedTuple):
+    """The two steps of a run, compiled for its batch size, and the `seconds` that compiling took."""
+
+    train: TrainStep
+    evaluate: EvalStep
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Saving:
+    """Saves a run's checkpoints, and ends it early: after a request to stop, or when a number is not finite."""
+
+    learner: Learner
+    folder: Workdir
+    checkpoints: Checkpoints
+    stop: Stop
+
+    def save(self, epoch: int, state: TrainState) -> None:
+        """Save in the middle of an epoch. Raises UserError instead if a loss or gradient was not finite."""
+        self.require_finite(epoch, jax.device_get(state.metrics))
+        self.checkpoints.save(state)
+
+    def save_and_stop(self, epoch: int, state: TrainState) -> NoReturn:
+        """Save, wait for it, and raise Interrupted. Raises UserError if a loss or gradient was not finite."""
+        self.save(epoch, state)
+        self.checkpoints.wait()
+        raise self.stop.interrupted(
+            f"interrupted: saved at step {int(state.step):,} in {self.folder.path}; "
+            "run the same command again to resume"
+        )
+
+    def require_finite(self, epoch: int, metrics: Metrics) -> None:
+        """Raise UserError if a step of the epoch had a loss or gradient that was not finite."""
+        if step := int(metrics.nonfinite_step):
+            raise self.not_finite(f"the loss or its gradient at epoch {epoch + 1}, step {step:,}")
+
+    def not_finite(self, what: str) -> UserError:
+        """The error that ends a run because `what` is not finite. It names the last good checkpoint."""
+        self.checkpoints.wait()
+        saved = self.checkpoints.saved_steps()
+        kept = (
+            f"the last good checkpoint is step {saved[-1]:,}" if saved else "no checkpoint was saved before"
+        )
+        rate = self.learner.plan.config.optimizer.learning_rate
+        return UserError(
+            f"{what} is not finite: expected a number; most likely optimizer.learning_rate {rate:g} is too high "
+            f"for this run, so lower it in a new --workdir ({kept})"
+        )
+
+
+@dataclass(frozen=True)
+class Session:
+    """The part of a run that one process does, epoch by epoch."""
+
+    learner: Learner
+    mesh: Mesh
+    splits: dict[str, Split]
+    compiled: CompiledSteps
+    saving: Saving
+    reporter: Reporter
+
+    def run_epoch(
+        self, epoch: int, state: TrainState, batches: Iterator[Batch]
+    ) -> tuple[TrainState, Metrics | None]:
+        """Train, evaluate, log and save an epoch (0 is the first). Returns the state and the evaluation or None.
+
+        The line in metrics.jsonl is on disk before the checkpoint is. A crash in between leaves one line too many,
+        which the next start removes. It never leaves one too few.
+        """
+        config = self.learner.plan.config
+        state, seconds, images_per_second = self.train(epoch, state, batches)
+        train = jax.device_get(state.metrics)
+        self.saving.require_finite(epoch, train)
+        evaluation, evaluated = self.evaluate_epoch(epoch, state), {}
+        if evaluation:
+            split = config.evaluation.split
+            evaluated = {f"{split}_loss": evaluation.loss, f"{split}_accuracy": evaluation.accuracy}
+        record = EpochRecord(
+            epoch=epoch + 1,
+            step=int(state.step),
+            learning_rate=float(np.asarray(self.learner.schedule(int(state.step) - 1))),
+            train_loss=train.loss,
+            train_accuracy=train.accuracy,
+            seconds=seconds,
+            images_per_second=images_per_second,
+            **evaluated,
+        )
+        self.saving.folder.epochs.append(record)
+        self.reporter.epoch(record)
+        empty = jax.device_put(Metrics.empty(self.learner.plan.info.classes), replicated(self.mesh))
+        state = state.replace(metrics=empty)
+        if epoch + 1 == config.epochs or (epoch + 1) % config.checkpoint.every_epochs == 0:
+            self.saving.checkpoints.save(state, evaluation.accuracy if evaluation else None)
+        return state, evaluation
+
+    def train(
+        self, epoch: int, state: TrainState, batches: Iterator[Batch]
+    ) -> tuple[TrainState, float, float]:
+        """Train to the end of the epoch.
+
+        Returns the state there, the seconds this process took for its part of the epoch, and its images per second.
+        """
+        config, first = self.learner.plan.config, int(state.step)
+        end = self.learner.plan.end_step(epoch + 1)
+        began = saved = time.monotonic()
+        in_flight: deque[Metrics] = deque()
+        for step in range(first + 1, end + 1):
+            state, metrics = self.compiled.train(state, next(batches))
+            in_flight.append(metrics)
+            if len(in_flight) > STEPS_IN_FLIGHT:
+                metrics = jax.block_until_ready(in_flight.popleft())
+                if self.reporter.due():
+                    done = step - STEPS_IN_FLIGHT
+                    self.report(epoch, done, metrics, (time.monotonic() - began) / (done - first))
+            if self.saving.stop.requested:
+                self.saving.save_and_stop(epoch, state)
+            minutes = config.checkpoint.every_minutes
+            if minutes and time.monotonic() - saved > 60 * minutes:
+                self.saving.save(epoch, state)
+                saved = time.monotonic()
+        jax.block_until_ready(state)
+        seconds, images = time.monotonic() - began, (end - first) * config.batch_size
+        return state, round(seconds, 3), round(images / seconds if images else 0.0, 1)
+
+    def report(self, epoch: int, step: int, metrics: Metrics, seconds_per_step: float) -> None:
+        """Show the epoch's metrics after `step`. Raises UserError if a loss or gradient was not finite."""
+        metrics, plan = jax.device_get(metrics), self.learner.plan
+        self.saving.require_finite(epoch, metrics)
+        rate, left = plan.config.batch_size / seconds_per_step, (plan.total_steps - step) * seconds_per_step
+        self.reporter.step(epoch + 1, step, metrics.loss, metrics.accuracy, rate, left)
+
+    def evaluate_epoch(self, epoch: int, state: TrainState) -> Metrics | None:
+        """Evaluate after an epoch if that is due. Returns the sums, or None."""
+        config, number = self.learner.plan.config, epoch + 1
+        split = config.evaluation.split
+        if split == "none" or not (number == config.epochs or number % config.evaluation.every_epochs == 0):
+            return None
+        self.reporter.evaluating(number)
+        return self.evaluate(state, split, lambda: self.saving.save_and_stop(epoch, state))
+
+    def evaluate(self, state: TrainState, split: str, stopped: Callable[[], NoReturn]) -> Metrics:
+        """Sums over a split. Calls `stopped` if the run is asked to stop meanwhile.
+
+        Raises UserError if the loss is not finite.
+        """
+        metrics = evaluate(
+            self.compiled.evaluate,
+            state.variables,
+            self.splits[split],
+            self.learner.plan.config.batch_size,
+            self.mesh,
+            stop=lambda: self.saving.stop.requested,
+        )
+        if metrics is None:
+            stopped()
+        if not math.isfinite(metrics.loss):
+            raise self.saving.not_finite(f"the loss on the {split} split after step {int(state.step):,}")
+        return metrics
+
+    def evaluate_end(self, state: TrainState, last_evaluation: Metrics | None) -> EvaluationRecord:
+        """Evaluate the last step on the test split, and write evaluation.json. Returns its content.
+
+        If the last epoch was evaluated on the test split, that evaluation is used.
+        """
+
+        def stopped() -> NoReturn:
+            raise self.saving.stop.interrupted(
+                "interrupted before the last evaluation: all steps are saved; run the same command again"
+            )
+
+        plan = self.learner.plan
+        metrics = last_evaluation if plan.config.evaluation.split == "test" else None
+        metrics = metrics or self.evaluate(state, "test", stopped)
+        record = evaluation_record(plan, metrics, "latest", int(state.step), selected_on=None)
+        write_evaluation(self.saving.folder.evaluation_path("latest"), record)
+        return record

@@ -1,0 +1,1 @@
+"""Trained networks: loading one from a run or a file, converting its weights to and from PyTorch's, evaluating it."""

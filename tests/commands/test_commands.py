@@ -1,0 +1,206 @@
+"""The commands as a user meets them, in fresh processes."""
+
+import json
+import resource
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import ROOT, mesh_of, run_command, signal_command, start_command, timeless_records
+
+from jaxresnet.config.files import load_config
+from jaxresnet.machine.devices import automatic_cpu_devices
+from jaxresnet.trained.load import load_run
+from jaxresnet.trained.weights import save_weights
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny_toml: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("runs") / "uninterrupted"
+    code, out, err = run_command("train", "--config", tiny_toml, "--workdir", workdir)
+    assert (code, err) == (0, "")
+    assert out.splitlines()[0] == (
+        "jaxresnet on cpu: 4 x cpu, float32; digits, 3 epochs of 1,442 images, 135 steps of 32"
+    )
+    return workdir
+
+
+def contents(workdir: Path) -> tuple[Any, ...]:
+    """All of a run's results that clock and machine have no part in."""
+    newest = max((workdir / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    checksums = (newest / "meta" / "metadata").read_text()
+    return timeless_records(workdir), (workdir / "evaluation.json").read_text(), newest.name, checksums
+
+
+def test_an_interrupted_and_killed_run_ends_bit_for_bit_like_an_uninterrupted_one(
+    tmp_path: Path, tiny_toml: Path, uninterrupted: Path
+):
+    arguments = ("train", "--config", tiny_toml, "--workdir", tmp_path / "run")
+    code, err = signal_command(signal.SIGINT, "epoch 1/3", *arguments)
+    assert code == 130
+    assert len(err.splitlines()) == 1
+    assert "interrupted: saved at step" in err
+    assert "run the same command again to resume" in err
+    code, _ = signal_command(signal.SIGKILL, "epoch 2/3", *arguments)
+    assert code == -signal.SIGKILL
+    assert not (tmp_path / "run" / "evaluation.json").exists()
+    code, out, err = run_command(*arguments)
+    assert (code, err) == (0, "")
+    assert "resuming at step" in out
+    assert contents(tmp_path / "run") == contents(uninterrupted)
+
+
+def test_evaluation_is_the_same_on_one_device_or_four_at_any_batch_size(uninterrupted: Path):
+    trained = json.loads((uninterrupted / "evaluation.json").read_text())
+    records = []
+    for devices, size in ((1, 7), (4, 400)):
+        flags = f"--xla_force_host_platform_device_count={devices}"
+        code, out, err = run_command(
+            "evaluate", "--workdir", uninterrupted, "--batch-size", size, XLA_FLAGS=flags
+        )
+        assert (code, err) == (0, "")
+        records.append(json.loads((uninterrupted / "evaluation.json").read_text()))
+        assert f"test accuracy {records[-1]['accuracy']:.2%}" in out
+        for name, accuracy in records[-1]["per_class_accuracy"].items():
+            assert f"  {name} {accuracy:>8.2%}" in out
+    for record in records:
+        assert record.pop("loss") == pytest.approx(trained["loss"], rel=1e-5)
+        assert record == {key: value for key, value in trained.items() if key != "loss"}
+
+
+def test_a_weights_file_evaluates_like_the_run_it_comes_from(uninterrupted: Path, tmp_path: Path):
+    trained = load_run(uninterrupted, mesh=mesh_of(4))
+    file, output = tmp_path / "weights.safetensors", tmp_path / "evaluation.json"
+    save_weights(file, trained.plan, trained.variables)
+    code, out, err = run_command("evaluate", "--weights", file, "--output", output)
+    assert (code, err) == (0, "")
+    assert out.startswith("checkpoint weights.safetensors\ntest accuracy ")
+    record = json.loads(output.read_text())
+    expected = json.loads((uninterrupted / "evaluation.json").read_text())
+    assert record.pop("loss") == pytest.approx(expected.pop("loss"), rel=1e-5)
+    assert record == expected | {"checkpoint": "weights.safetensors", "step": None}
+    code, _, err = run_command("evaluate", "--weights", file, "--workdir", uninterrupted)
+    assert code == 2
+    assert "not allowed with" in err
+
+
+def test_evaluation_of_the_best_and_of_a_step(uninterrupted: Path):
+    records = [json.loads(line) for line in (uninterrupted / "metrics.jsonl").read_text().splitlines()]
+    best = max(records, key=lambda record: record["test_accuracy"])
+    code, out, _ = run_command("evaluate", "--workdir", uninterrupted, "--checkpoint", "best")
+    found = json.loads((uninterrupted / "evaluation_best.json").read_text())
+    assert code == 0
+    assert "chosen on the test split" in out
+    assert (found["checkpoint"], found["selected_on"]) == ("best", "test")
+    assert found["accuracy"] == best["test_accuracy"]
+    code, _, err = run_command("evaluate", "--workdir", uninterrupted, "--checkpoint", "7")
+    assert code == 1
+    assert "no checkpoint 7" in err
+    assert "135" in err
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "summary", "report", "sweep"])
+def test_help_is_answered_at_once(command: str):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    code, out, _ = run_command(command, "--help")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert code == 0
+    assert f"usage: python -m jaxresnet.{command}" in out
+    # Seconds of computing, a quarter at most; JAX, Flax and TensorFlow take seven. A busy machine makes it no more.
+    assert after.ru_utime - before.ru_utime < 1.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["train", "--epochs", "0"], 2, "epochs: expected greater than or equal to 1, found '0'"),
+        (["train", "--epoch", "3"], 2, "did you mean --epochs?"),
+        (["train", "--model.conv-bias", "false"], 2, "its opposite is --model.no-conv-bias"),
+        (["train", "--config", "none.toml"], 2, "cannot read the configuration none.toml"),
+        (["train", "--config", "ablation"], 2, "no configuration ablation: expected a TOML file, or one of "),
+        (["train", "--data.name", "digit"], 2, "data.name: expected 'cifar10' or 'digits', found 'digit'"),
+        (["summary", "--config", "{tmp}/mnist.toml"], 2, "/mnist.toml: data.name: expected 'cifar10' or"),
+        (["sweep", "--config", "{tmp}/mnist.toml"], 2, "/mnist.toml: data.name: expected 'cifar10' or"),
+        (["train", "--device", "tpu"], 2, "invalid choice: 'tpu'"),
+        (
+            ["train", "--device", "cuda", "--config", "{config}", "--workdir", "{tmp}/run"],
+            1,
+            "no cuda device",
+        ),
+        (
+            ["train", "--config", "{config}", "--batch-size", "30", "--workdir", "{tmp}/run"],
+            2,
+            "multiple of the 4",
+        ),
+        (["evaluate", "--workdir", "{tmp}/none"], 1, "no run in"),
+        (["evaluate"], 2, "--workdir"),
+        (["evaluate", "--workdir", "{tmp}", "--batch-size", "0"], 2, "expected at least 1, found 0"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_told_in_one_line(
+    tmp_path: Path, tiny_toml: Path, arguments: list[str], code: int, message: str
+):
+    (tmp_path / "mnist.toml").write_text('data.name = "mnist"')
+    command, *given = [argument.format(config=tiny_toml, tmp=tmp_path) for argument in arguments]
+    environment = {} if "cuda" in given else {"JAX_PLATFORMS": "cpu"}
+    found, _, err = run_command(command, *given, **environment)
+    assert found == code
+    assert message in err
+    assert err.startswith("error: ")
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_workdir_is_resumed_with_its_own_configuration(uninterrupted: Path):
+    code, out, _ = run_command("train", "--workdir", uninterrupted)
+    assert code == 0
+    assert "last step 135" in out
+    code, _, err = run_command("train", "--workdir", uninterrupted, "--seed", "5")
+    assert code == 2
+    assert "seed was 0, is 5" in err
+
+
+def test_summary_ends_with_the_total():
+    code, out, _ = run_command("summary")
+    assert code == 0
+    assert out.splitlines()[-1] == "total parameters: 4,985,386"
+    assert "stem_conv" in out
+
+
+def test_shipped_configurations_are_known_by_name_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    by_path = run_command("summary", "--config", ROOT / "configs" / "digits.toml")
+    monkeypatch.chdir(tmp_path)
+    assert run_command("summary", "--config", "digits") == by_path
+    code, out, err = by_path
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-1] == "total parameters: 80,766"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_keeps_the_number_of_cpu_devices_that_it_began_with(tmp_path: Path, tiny_toml: Path):
+    arguments = ("train", "--config", tiny_toml, "--workdir", tmp_path, "--cpu-devices", 0, "--epochs")
+    recorded, automatic = tmp_path / "config.toml", automatic_cpu_devices(32)
+    code, out, err = run_command(*arguments, 1)
+    assert (code, err) == (0, "")
+    assert out.startswith(f"jaxresnet on cpu: {automatic} x cpu, ")
+    assert load_config(recorded).cpu_devices == automatic
+    # As on another machine, or by version 0.1, which took four where none were named.
+    other = 4 if automatic != 4 else 2
+    recorded.write_text(recorded.read_text().replace(f"cpu_devices = {automatic}", f"cpu_devices = {other}"))
+    code, out, err = run_command(*arguments, 2)
+    assert (code, err) == (0, "")
+    assert out.startswith(f"jaxresnet on cpu: {other} x cpu, ")
+    assert "resuming at step 45" in out
+    assert load_config(recorded).cpu_devices == other
+
+
+def test_output_that_nobody_reads_any_more_ends_it_without_a_word():
+    process = start_command("summary")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()  # as `| head` does
+    with process.stderr as errors:
+        assert errors.read() == ""
+    assert process.wait() == 141  # 128 + SIGPIPE

@@ -1,0 +1,171 @@
+"""Command-line flags: laid over a file, validated like it, and any configuration written as flags."""
+
+from pathlib import Path
+
+import pytest
+from helpers import ROOT, plan_of
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxresnet.config.files import dump_config, load_config, parse_config
+from jaxresnet.config.flags import ArgumentParser, add_config_arguments, config_from_arguments, to_arguments
+from jaxresnet.config.schema import Config, differing_settings
+from jaxresnet.errors import UserError
+
+CONFIGS = sorted((ROOT / "configs").glob("**/*.toml"))
+
+
+def from_flags(*argv: str) -> Config:
+    parser = ArgumentParser()
+    add_config_arguments(parser)
+    return config_from_arguments(parser.parse(argv))
+
+
+def test_flags_of_every_kind_and_a_round_trip_through_toml(tmp_path: Path):
+    config = from_flags(
+        "--seed", "7", "--precision", "bfloat16", "--model.stage-blocks", "1", "--model.stage-channels", "3",
+        "--model.stage-strides", "2", "--optimizer.weight-decay", "5e-4", "--optimizer.no-decoupled",
+        "--data.dir", 'a "b" \\ ü \x7f',
+    )  # fmt: skip
+    (tmp_path / "config.toml").write_text(dump_config(config))
+    assert load_config(tmp_path / "config.toml") == config
+    assert {name: value for name, (value, _) in differing_settings(config, Config()).items()} == {
+        "seed": 7,
+        "precision": "bfloat16",
+        "model.stage_blocks": (1,),
+        "model.stage_channels": (3,),
+        "model.stage_strides": (2,),
+        "optimizer.weight_decay": 5e-4,
+        "optimizer.decoupled": False,
+        "data.dir": 'a "b" \\ ü \x7f',
+    }
+
+
+def numbers(
+    low: float, high: float, exclude_min: bool = False, exclude_max: bool = False
+) -> st.SearchStrategy:
+    return st.floats(low, high, allow_nan=False, exclude_min=exclude_min, exclude_max=exclude_max)
+
+
+@st.composite
+def configurations(draw: st.DrawFn) -> Config:
+    """Any valid configuration."""
+    stages = draw(st.integers(1, 5))
+
+    def each(values: st.SearchStrategy) -> tuple[int, ...]:
+        return tuple(draw(st.lists(values, min_size=stages, max_size=stages)))
+
+    held_out = draw(st.integers(0, 1441))
+    return Config().replace(
+        {
+            "seed": draw(st.integers(0, 2**31 - 1)),
+            "epochs": draw(st.integers(1, 10**6)),
+            "batch_size": draw(st.integers(1, 1442 - held_out)),
+            "precision": draw(st.sampled_from(["float32", "tensorfloat32", "bfloat16"])),
+            "loss": draw(st.sampled_from(["cross_entropy", "mse"])),
+            "cpu_devices": draw(st.integers(0, 256)),
+            "model.stem_kernel": 2 * draw(st.integers(0, 31)) + 1,
+            "model.stem_channels": draw(st.integers(1, 65_536)),
+            "model.stage_blocks": each(st.integers(1, 1000)),
+            "model.stage_channels": each(st.integers(1, 65_536)),
+            "model.stage_strides": each(st.sampled_from([1, 2])),
+            "model.conv_bias": draw(st.booleans()),
+            "model.dropout_rate": draw(numbers(0, 1, exclude_max=True)),
+            "model.initializer": draw(st.sampled_from(["pytorch", "he_normal"])),
+            "data.name": draw(st.sampled_from(["cifar10", "digits"])),
+            "data.dir": draw(st.text(st.characters(codec="utf-8"))),
+            "data.validation_examples": held_out,
+            "augment.horizontal_flip": draw(st.booleans()),
+            "augment.crop_padding": draw(st.integers(0, 31)),
+            "augment.rotation_degrees": draw(numbers(0, 180)),
+            "augment.brightness": draw(numbers(0, 1)),
+            "optimizer.learning_rate": draw(numbers(0, 1e30, exclude_min=True)),
+            "optimizer.momentum": draw(numbers(0, 1, exclude_max=True)),
+            "optimizer.weight_decay": draw(numbers(0, 1e30)),
+            "optimizer.decoupled": draw(st.booleans()),
+            "optimizer.schedule": draw(st.sampled_from(["constant", "cosine"])),
+            "optimizer.schedule_epochs": draw(st.integers(0, 10**9)),
+            "evaluation.split": draw(
+                st.sampled_from(["test", "none", *(["validation"] if held_out else [])])
+            ),
+            "evaluation.every_epochs": draw(st.integers(1, 10**9)),
+            "checkpoint.every_epochs": draw(st.integers(1, 10**9)),
+            "checkpoint.every_minutes": draw(numbers(0, 1e300)),
+        }
+    )
+
+
+@given(configurations())
+def test_any_configuration_survives_toml_and_flags(config: Config):
+    assert plan_of(config).config == config  # it fits its data set
+    assert parse_config(dump_config(config)) == config
+    changed = {name: value for name, (value, _) in differing_settings(config, Config()).items()}
+    assert from_flags(*to_arguments(changed)) == config
+    assert Config().replace(changed) == config
+
+
+def test_flags_lie_over_the_file(tmp_path: Path):
+    path = tmp_path / "config.toml"
+    path.write_text("epochs = 3\nseed = 4\n[optimizer]\ndecoupled = false\n")
+    config = from_flags(
+        "--config", str(path), "--epochs=5", "--optimizer.decoupled", "--model.dropout_rate", "0"
+    )
+    assert (config.epochs, config.seed, config.optimizer.decoupled) == (5, 4, True)
+    assert config.model.dropout_rate == 0
+
+
+def test_the_configuration_may_be_a_shipped_ones_name():
+    config = from_flags("--config", "digits", "--epochs", "3")
+    assert config == load_config(ROOT / "configs" / "digits.toml").replace({"epochs": 3})
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+@pytest.mark.parametrize("epochs", ["1", "500"])
+def test_epochs_alone_is_always_a_valid_override(path: Path, epochs: str):
+    assert plan_of(from_flags("--config", str(path), "--epochs", epochs)).config.epochs == int(epochs)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (
+            ["--epochs", "abc"],
+            "epochs: expected a valid integer, unable to parse string as an integer, found 'abc'",
+        ),
+        (["--epochs", "0"], "epochs: expected greater than or equal to 1, found '0'"),
+        (["--epoch", "3"], "unknown argument --epoch; did you mean --epochs?"),
+        (["--lr", "0.1"], "unknown argument --lr; did you mean --optimizer.learning-rate?"),
+        (["--wd=1e-4"], "did you mean --optimizer.weight-decay?"),
+        (["--bs", "64"], "did you mean --batch-size?"),
+        (["--learning_rate", "0.1"], "did you mean --optimizer.learning-rate?"),
+        (["--learning-rat", "0.1"], "did you mean --optimizer.learning-rate?"),
+        (["--model.conv-bias", "false"], "takes no value, its opposite is --model.no-conv-bias"),
+        (["--model.no-conv-bias", "1"], "takes no value, its opposite is --model.conv-bias"),
+        (
+            ["--optimizer.learning-rate", "nan"],
+            "optimizer.learning_rate: expected a finite number, found 'nan'",
+        ),
+        (["--optimizer.momentum", "1"], "optimizer.momentum: expected less than 1, found '1'"),
+        (["--epochs"], "argument --epochs: expected one argument"),
+        (["--evaluation.split", "train"], "expected 'test', 'validation' or 'none', found 'train'"),
+        (["--model.stage-blocks", "1", "2"], "expected equal lengths, found 2, 4 and 4"),
+        (["--config", "digit"], "no configuration digit: expected a TOML file, or one of "),
+        (["--config", "none.toml"], "cannot read the configuration none.toml: No such file or directory"),
+    ],
+)
+def test_bad_flags_are_told_in_one_line(argv: list[str], message: str):
+    with pytest.raises(UserError) as caught:
+        from_flags(*argv)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_help_shows_how_to_switch_a_setting_off():
+    parser = ArgumentParser()
+    add_config_arguments(parser)
+    text = parser.format_help()
+    for name in ("model.no-conv-bias", "augment.no-horizontal-flip", "optimizer.no-decoupled"):
+        assert f"--{name}" in text
+    assert from_flags("--optimizer.no-decoupled").optimizer.decoupled is False
+    assert from_flags("--optimizer.no-decoupled", "--optimizer.decoupled").optimizer.decoupled is True

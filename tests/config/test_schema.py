@@ -1,0 +1,59 @@
+"""The typed settings: frozen, checked together, and replaced in one way."""
+
+from typing import Any
+
+import pytest
+
+from jaxresnet.config.schema import Config, differing_settings, setting_fields, setting_values
+from jaxresnet.errors import UserError
+
+
+def test_configuration_is_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        Config().epochs = 3  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_every_setting_has_a_value_and_a_description():
+    fields, values = setting_fields(), setting_values(Config())
+    assert list(fields) == list(values)
+    assert all(field.description for field in fields.values())
+    assert {name: field.default for name, field in fields.items()} == values
+
+
+def test_replacing_settings_leaves_the_others():
+    config = Config().replace({"epochs": "5", "model.stage_blocks": (1, 1, 1, 1), "augment.brightness": 0})
+    assert differing_settings(config, Config()) == {
+        "epochs": (5, 40),
+        "model.stage_blocks": ((1, 1, 1, 1), (2, 4, 4, 1)),
+        "augment.brightness": (0.0, 0.2),
+    }
+    assert config.replace({"epochs": 40, "augment.brightness": 0.2}) == Config().replace(
+        {"model.stage_blocks": (1, 1, 1, 1)}
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epoch": 3}, "epoch: no such setting; did you mean epochs?"),
+        (
+            {"optimizer.learning_rat": 1},
+            "optimizer.learning_rat: no such setting; did you mean optimizer.learning_rate?",
+        ),
+        (
+            {"optimiser.learning_rate": 1},
+            "optimiser.learning_rate: no such setting; did you mean optimizer.learning_rate?",
+        ),
+        ({"epochs.more": 3}, "epochs.more: no such setting"),
+        ({"epochs": 0}, "epochs: expected greater than or equal to 1, found 0"),
+        ({"model.stem_kernel": 4}, "model.stem_kernel: expected an odd number, found 4"),
+        ({"model.stage_blocks": (1, 2)}, "expected equal lengths, found 2, 4 and 4"),
+        ({"evaluation.split": "validation"}, "needs data.validation_examples > 0"),
+    ],
+)
+def test_bad_replacements_are_told_in_one_line(settings: dict[str, Any], message: str):
+    with pytest.raises(UserError) as caught:
+        Config().replace(settings)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2

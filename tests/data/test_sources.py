@@ -1,0 +1,146 @@
+"""The data sets themselves: what they hold, and how it is told that one cannot be had."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxresnet.config.schema import DataConfig
+from jaxresnet.data import cifar10
+from jaxresnet.data.sources import SOURCES, open_source
+from jaxresnet.data.splits import Split, load_split, load_splits
+from jaxresnet.errors import UserError
+
+
+def test_a_source_is_opened_by_its_name_without_reading():
+    for name in SOURCES:
+        info = open_source(DataConfig(name=name, dir="/nonexistent")).info
+        assert info.name == name
+        assert info.classes == 10
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("cifar100", "; did you mean cifar10?"), ("digit", "; did you mean digits?"), ("", "")]
+)
+def test_an_unknown_name_is_told_in_one_line(name: str, hint: str):
+    with pytest.raises(UserError) as caught:
+        open_source(DataConfig(name=name))
+    assert str(caught.value) == f"data.name: expected 'cifar10' or 'digits', found {name!r}{hint}"
+    assert caught.value.exit_code == 2
+    with pytest.raises(UserError, match=r"^run\.toml: data\.name: expected "):
+        open_source(DataConfig(name=name), "run.toml: ")
+
+
+def test_digits():
+    source = open_source(DataConfig(name="digits"))
+    train, test = load_split(source, "train"), load_split(source, "test")
+    info = source.info
+    assert train.images.shape == (info.train_examples, *info.image_shape)
+    assert test.images.shape == (info.test_examples, *info.image_shape)
+    assert train.images.dtype == np.uint8
+    assert train.images.max() == 255
+    np.testing.assert_array_equal(train.labels[:10], np.arange(10))
+    np.testing.assert_array_equal(np.bincount(test.labels), [35, 36, 35, 36, 36, 36, 36, 35, 34, 36])
+    scaled = train.images / 255
+    np.testing.assert_allclose(scaled.mean((0, 1, 2)), info.mean, atol=1e-4)
+    np.testing.assert_allclose(scaled.std((0, 1, 2)), info.std, atol=1e-4)
+    # Every grey 8x8 pixel is a block of 4x4 equal pixels in three equal channels.
+    blocks = train.images.reshape(-1, 8, 4, 8, 4, 3)
+    assert (blocks == blocks[:, :, :1, :, :1, :1]).all()
+
+
+def prepared_cifar10() -> bool:
+    return bool(list(Path(os.environ.get("TFDS_DATA_DIR", "")).glob("cifar10/*/dataset_info.json")))
+
+
+with_cifar10 = pytest.mark.skipif(
+    not (os.environ.get("TFDS_DATA_DIR") and prepared_cifar10()),
+    reason="TFDS_DATA_DIR holds no prepared CIFAR-10",
+)
+
+
+@with_cifar10
+def test_real_cifar10():
+    source = open_source(DataConfig())
+    splits = load_splits(source, {"train", "validation", "test"}, validation_examples=5000)
+    train, validation, test = splits["train"], splits["validation"], splits["test"]
+    assert len(validation.labels) == 5000
+    train = Split(*(np.concatenate(parts) for parts in zip(train, validation, strict=True)))
+    assert train.images.shape == (50_000, 32, 32, 3)
+    assert test.images.shape == (10_000, 32, 32, 3)
+    assert set(np.bincount(train.labels)) == {5000}
+    assert set(np.bincount(test.labels)) == {1000}
+    mean = train.images.mean((0, 1, 2)) / 255
+    square = np.square(train.images, dtype=np.uint16).mean((0, 1, 2)) / 255**2
+    np.testing.assert_allclose(mean, source.info.mean, atol=1e-4)
+    np.testing.assert_allclose(np.sqrt(square - mean**2), source.info.std, atol=1e-4)
+
+
+def damaged_copy(folder: Path, damage: Callable[[bytearray], bytes | bytearray]) -> str:
+    """A folder with CIFAR-10 whose test split's file is damaged."""
+    (source,) = Path(os.environ["TFDS_DATA_DIR"]).glob("cifar10/*")
+    copy = folder / "cifar10" / source.name
+    copy.mkdir(parents=True)
+    for path in source.iterdir():
+        if "-test." in path.name:
+            (copy / path.name).write_bytes(damage(bytearray(path.read_bytes())))
+        else:
+            (copy / path.name).symlink_to(path)
+    return str(folder)
+
+
+def flip(content: bytearray) -> bytearray:
+    content[len(content) // 2] ^= 1
+    return content
+
+
+@with_cifar10
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [(flip, "corrupted record"), (lambda content: content[:-50], "truncated record")],
+    ids=["flipped", "truncated"],
+)
+def test_a_damaged_file_is_named(
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    damage: Callable[[bytearray], bytes | bytearray],
+    problem: str,
+):
+    directory = damaged_copy(tmp_path, damage)
+    with pytest.raises(UserError, match=rf"{tmp_path}/\S*-test\.tfrecord\S*: {problem} .*; remove") as caught:
+        load_split(open_source(DataConfig(dir=directory)), "test")
+    assert caught.value.exit_code == 1
+    assert len(str(caught.value).splitlines()) == 1
+    assert "Op:" not in str(caught.value)
+    assert capfd.readouterr().err == ""
+
+
+def test_missing_data_without_a_network_fails_fast_with_the_ways_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(cifar10, "URL", "http://127.0.0.1:9/cifar-10-binary.tar.gz")  # nothing listens
+    began = time.monotonic()
+    with pytest.raises(UserError) as caught:
+        load_split(open_source(DataConfig(dir=str(tmp_path))), "train")
+    assert time.monotonic() - began < 15
+    assert caught.value.exit_code == 1
+    for part in ("TFDS_DATA_DIR", "--config digits", str(tmp_path)):
+        assert part in str(caught.value)
+    assert "162 MiB" in capsys.readouterr().out
+
+
+def test_a_host_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cifar10, "PROBE_SECONDS", 0.5)
+
+    def hang(*_: object, **__: object) -> None:
+        time.sleep(3)
+        raise OSError("too late")
+
+    monkeypatch.setattr(cifar10.urllib.request, "urlopen", hang)
+    began = time.monotonic()
+    with pytest.raises(UserError, match="no answer"):
+        load_split(open_source(DataConfig(dir=str(tmp_path))), "train")
+    assert time.monotonic() - began < 2.5

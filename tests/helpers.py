@@ -1,0 +1,124 @@
+"""Helpers for several test modules and the fault campaign: small plans, devices, commands in new processes."""
+
+import contextlib
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxresnet.config.schema import Config
+from jaxresnet.data.sources import open_source
+from jaxresnet.learning.state import TrainState
+from jaxresnet.plan import Plan, resolve
+from jaxresnet.runs.workdir import Workdir
+
+ROOT = Path(__file__).parent.parent
+
+TINY_SETTINGS: dict[str, Any] = {
+    "epochs": 2,
+    "batch_size": 8,
+    "model.stem_kernel": 3,
+    "model.stem_channels": 4,
+    "model.stage_blocks": (1, 1),
+    "model.stage_channels": (4, 6),
+    "model.stage_strides": (1, 2),
+    "data.name": "digits",
+    "augment.horizontal_flip": False,
+    "optimizer.schedule_epochs": 0,
+}
+"""A network with one block of each kind (with and without a convolution in the shortcut), on the digits."""
+
+
+def plan_of(config: Config | None = None, settings: Mapping[str, Any] | None = None) -> Plan:
+    """The plan of a configuration, by default the paper's, with new values for some settings."""
+    config = (config or Config()).replace(settings or {})
+    return resolve(config, open_source(config.data).info)
+
+
+def mesh_of(devices: int) -> Mesh:
+    """A mesh of the first `devices` virtual devices."""
+    from jaxresnet.machine.devices import local_mesh
+
+    return local_mesh(jax.devices()[:devices])
+
+
+def timeless_records(workdir: Path) -> list[dict[str, Any]]:
+    """The records in a run's metrics.jsonl, without the measured times."""
+    records = [record.as_json() for record in Workdir(workdir).epochs.read()]
+    return [{key: value for key, value in record.items() if "second" not in key} for record in records]
+
+
+@contextlib.contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """In the block, writing a file beyond `size` bytes fails, as on a full disk."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))  # Python ignores the signal, the write fails
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+
+
+def start_command(
+    command: str,
+    *arguments: object,
+    python: str = sys.executable,
+    log: Any = subprocess.PIPE,
+    **variables: str,
+) -> "subprocess.Popen[str]":
+    """Start a command of the package in its own process, with `variables` added to its environment.
+
+    stdout and stderr are pipes; if `log` is a file, both are written to it.
+    """
+    inherited = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    return subprocess.Popen(
+        [python, "-m", f"jaxresnet.{command}", *map(str, arguments)],
+        stdout=log,
+        stderr=subprocess.PIPE if log == subprocess.PIPE else subprocess.STDOUT,
+        text=True,
+        env=inherited | variables,
+    )
+
+
+def run_command(command: str, *arguments: object, **options: Any) -> tuple[int, str, str]:
+    """Run a command to its end. Returns exit code, stdout and stderr."""
+    process = start_command(command, *arguments, **options)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def wait_for_line(process: "subprocess.Popen[str]", beginning: str) -> None:
+    """Read a command's stdout up to the first line with this beginning. Raises AssertionError if there is none."""
+    assert process.stdout is not None
+    assert any(line.startswith(beginning) for line in process.stdout), f"no line begins with {beginning!r}"
+
+
+def signal_command(number: int, after: str, command: str, *arguments: object) -> tuple[int, str]:
+    """Start a command and send it a signal when it prints a line that begins with `after`.
+
+    Returns exit code and stderr.
+    """
+    process = start_command(command, *arguments)
+    wait_for_line(process, after)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=120)
+    return process.returncode, err
+
+
+def at_step(state: TrainState, step: int) -> TrainState:
+    """The same state after another number of steps."""
+    return state.replace(step=jax.device_put(jnp.int32(step), state.step.sharding))
+
+
+def assert_same_state(found: TrainState | None, expected: TrainState) -> None:
+    """Both are equal to the bit."""
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(found), jax.device_get(expected))
+    assert jax.tree.structure(found) == jax.tree.structure(expected)

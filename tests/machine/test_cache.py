@@ -1,0 +1,71 @@
+"""The compilation cache: where it cannot be written, and an entry that was written in part."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from jaxresnet.machine.cache import use_compilation_cache
+
+
+def cache_folder() -> str | None:
+    return getattr(jax.config, "jax_compilation_cache_dir")  # noqa: B009 - JAX declares no type for it
+
+
+def test_an_unwritable_cache_folder_costs_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "file").touch()
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    before = cache_folder()
+    use_compilation_cache()
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert cache_folder() == before
+
+
+def test_the_users_own_folder_is_left_to_jax(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "own"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    before = cache_folder()
+    use_compilation_cache()
+    assert cache_folder() == before
+    assert list(tmp_path.iterdir()) == []
+
+
+TORN_ENTRY = """
+import pathlib, sys
+from jaxresnet.machine.workarounds import own_process
+own_process()
+import jax
+from jaxresnet.machine.cache import use_compilation_cache
+use_compilation_cache()
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+folder = pathlib.Path(jax.config.jax_compilation_cache_dir)
+def double(x): return x * 2
+for start in range(4):
+    jax.clear_caches()
+    print('start', start, float(jax.jit(double)(2.0)), file=sys.stderr)
+    (entry,) = folder.glob('jit_double-*')
+    print(entry.stat().st_size > 500)
+    if start == 1: entry.write_bytes(entry.read_bytes()[:200])
+"""
+
+
+def test_a_torn_cache_entry_costs_one_line_and_is_replaced(tmp_path: Path):
+    environment = {key: value for key, value in os.environ.items() if key != "JAX_COMPILATION_CACHE_DIR"}
+    process = subprocess.run(
+        [sys.executable, "-c", TORN_ENTRY],
+        env=environment | {"XDG_CACHE_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert process.stdout == "True\n" * 4
+    lines = process.stderr.splitlines()
+    (note,) = [line for line in lines if not line.startswith("start")]
+    assert note.startswith(f"note: an entry of the compilation cache {tmp_path}")
+    assert lines.index(note) == 2  # before the third start's result; the fourth is silent

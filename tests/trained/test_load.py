@@ -1,0 +1,143 @@
+"""Trained networks from run folders and weights files: whole, with the facts of their data, and of any version."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from helpers import mesh_of, plan_of
+
+from jaxresnet.config.schema import Config
+from jaxresnet.data.sources import open_source
+from jaxresnet.data.splits import Split, load_split
+from jaxresnet.errors import UserError
+from jaxresnet.learning.learner import make_learner
+from jaxresnet.learning.state import TrainState, make_init
+from jaxresnet.plan import Plan, resolve
+from jaxresnet.runs.checkpoint import Checkpoints
+from jaxresnet.runs.workdir import Workdir
+from jaxresnet.trained.load import TrainedNetwork, load_run, load_weights_file
+from jaxresnet.trained.weights import save_weights
+
+OTHER_NAMES = tuple("klmnopqrst")
+
+
+def initial_state(plan: Plan, step: int = 7) -> TrainState:
+    """The state before a plan's first step, but for its number."""
+    state = jax.jit(make_init(make_learner(plan)))()
+    return state.replace(step=jax.numpy.int32(step))
+
+
+def save_run(workdir: Path, plan: Plan) -> TrainState:
+    """The folder of a run of `plan` with the checkpoints of steps 7 and 9, the first one the best."""
+    state = initial_state(plan)
+    with Workdir(workdir).open(plan), Checkpoints(Workdir(workdir).checkpoints) as checkpoints:
+        checkpoints.save(state, accuracy=0.5)
+        checkpoints.save(state.replace(step=jax.numpy.int32(9)), accuracy=0.25)
+    return state
+
+
+def from_run(place: Path, plan: Plan) -> TrainedNetwork:
+    save_run(place / "run", plan)
+    return load_run(place / "run")
+
+
+def from_file(place: Path, plan: Plan) -> TrainedNetwork:
+    save_weights(place / "weights.safetensors", plan, initial_state(plan).variables)
+    return load_weights_file(place / "weights.safetensors")
+
+
+@pytest.fixture(scope="module")
+def other_plan(tiny_plan: Plan) -> Plan:
+    """The tiny network for smaller images, in classes of other names, than its data set's name stands for."""
+    info = dataclasses.replace(tiny_plan.info, image_shape=(16, 16, 3), class_names=OTHER_NAMES)
+    return resolve(tiny_plan.config, info)
+
+
+@pytest.mark.parametrize("load", [from_run, from_file])
+def test_the_facts_of_the_data_travel_with_the_weights(
+    tmp_path: Path, other_plan: Plan, load: Callable[[Path, Plan], TrainedNetwork]
+):
+    network = load(tmp_path, other_plan)
+    assert network.plan == other_plan
+    assert network.info.image_shape == (16, 16, 3)
+    assert network.info.class_names == OTHER_NAMES
+    images = np.zeros((2, 16, 16, 3), np.uint8)
+    assert network.predict(network.variables, images).shape == (2, 10)
+    refusal = r"expected images \[B, 16x16x3\] as of digits, found \[2, 28, 28, 3\]"
+    with pytest.raises(ValueError, match=refusal):
+        network.predict(network.variables, np.zeros((2, 28, 28, 3), np.uint8))
+    with pytest.raises(UserError, match=r"not what the network was trained on: .* found .*32, 32, 3"):
+        load_split(open_source(network.config.data), "test", expected=network.info)
+
+
+@pytest.mark.parametrize("load", [from_run, from_file])
+def test_images_of_another_size_are_refused(
+    tmp_path: Path, tiny_plan: Plan, load: Callable[[Path, Plan], TrainedNetwork]
+):
+    network = load(tmp_path, tiny_plan)
+    with pytest.raises(ValueError, match=r"expected images \[B, 32x32x3\] .* found \[1, 28, 28, 3\]"):
+        network.predict(network.variables, np.zeros((1, 28, 28, 3), np.uint8))
+    with pytest.raises(TypeError, match="expected uint8 images, found float32"):
+        network.predict(network.variables, np.zeros((1, 32, 32, 3), np.float32))
+
+
+def test_the_mean_and_std_are_those_of_the_file(tmp_path: Path, tiny_plan: Plan, digits: Split):
+    """Images that are brighter and of more contrast give the same logits with a mean and std that are."""
+    info = tiny_plan.info
+    half = dataclasses.replace(
+        info, mean=tuple(mean / 2 for mean in info.mean), std=tuple(std / 2 for std in info.std)
+    )
+    images = digits.images // 2 * 2  # even, so that the half is exact
+    (tmp_path / "half").mkdir()
+    whole, halved = (
+        from_file(tmp_path, tiny_plan),
+        from_file(tmp_path / "half", resolve(tiny_plan.config, half)),
+    )
+    np.testing.assert_allclose(
+        halved.predict(halved.variables, images // 2),
+        whole.predict(whole.variables, images),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+def test_checkpoints_are_chosen_by_name(tmp_path: Path, tiny_plan: Plan):
+    state = save_run(tmp_path, tiny_plan)
+    for checkpoint, step, selected_on in (("latest", 9, None), ("best", 7, "test"), ("7", 7, None)):
+        network = load_run(tmp_path, checkpoint, mesh_of(2))
+        assert (network.checkpoint, network.step, network.selected_on) == (checkpoint, step, selected_on)
+        jax.tree.map(np.testing.assert_array_equal, network.variables, jax.device_get(state.variables))
+        assert len(jax.tree.leaves(network.variables)[0].sharding.device_set) == 2
+    with pytest.raises(UserError, match=r"no checkpoint 8 in .* one of the steps 7, 9"):
+        load_run(tmp_path, "8")
+
+
+def test_what_is_missing_or_damaged_is_told(tmp_path: Path, tiny_plan: Plan):
+    with pytest.raises(UserError, match="no run in"):
+        load_run(tmp_path / "none")
+    with Workdir(tmp_path / "begun").open(tiny_plan):
+        pass
+    with pytest.raises(UserError, match=r"no checkpoint in .* yet"):
+        load_run(tmp_path / "begun")
+    save_run(tmp_path / "run", tiny_plan)
+    (tmp_path / "run" / "checkpoints" / "9" / "meta" / "metadata").write_text("{")
+    with pytest.raises(UserError, match=r"checkpoint 9 .* is damaged: .*; other checkpoints to evaluate: 7"):
+        load_run(tmp_path / "run")
+
+
+def test_a_run_of_the_first_version_is_loaded(tmp_path: Path, tiny_config: Config):
+    """It wrote neither dataset.json nor a checkpoint's format, and four CPU devices where none were named."""
+    plan = plan_of(tiny_config, {"cpu_devices": 4})
+    state = save_run(tmp_path, plan)
+    (tmp_path / "dataset.json").unlink()
+    meta = tmp_path / "checkpoints" / "9" / "meta" / "metadata"
+    content = json.loads(meta.read_text())
+    del content["format"]
+    meta.write_text(json.dumps(content))
+    network = load_run(tmp_path)
+    assert (network.plan, network.config.cpu_devices, network.step) == (plan, 4, 9)
+    jax.tree.map(np.testing.assert_array_equal, network.variables, jax.device_get(state.variables))

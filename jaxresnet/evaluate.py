@@ -10,8 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxresnet.config.flags import ArgumentParser, add_device_argument
+from jaxresnet.config.files import find_config, load_config
+from jaxresnet.config.flags import ArgumentParser, add_data_argument, add_device_argument
+from jaxresnet.data.sources import open_source, reopen_source
 from jaxresnet.errors import UserError, run_command
+from jaxresnet.plan import Plan, resolve
 
 if TYPE_CHECKING:
     from jaxresnet.runs.records import EvaluationRecord
@@ -19,13 +22,35 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str]) -> None:
     """Run the command with the arguments `argv`."""
+    args = make_parser().parse(argv)
+    if args.weights and args.checkpoint:
+        raise UserError("--checkpoint: expected with --workdir, found with --weights, which is one file", 2)
+    if args.workdir and args.config:
+        raise UserError("--config: expected with --weights, found with --workdir, which has its own", 2)
+    if args.batch_size is not None and args.batch_size < 1:
+        raise UserError(f"--batch-size: expected at least 1, found {args.batch_size}", 2)
+
+    plan = None
+    if args.config:
+        config = load_config(args.config)
+        plan = resolve(config, open_source(config.data, f"{args.config}: ").info, f"{args.config}: ")
+    evaluate_command(args, plan)
+
+
+def make_parser() -> ArgumentParser:
+    """The command line's arguments."""
     parser = ArgumentParser(prog="python -m jaxresnet.evaluate", description=__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--workdir", type=Path, metavar="DIR", help="folder of the run")
     source.add_argument("--weights", type=Path, metavar="FILE", help="safetensors file written by jaxresnet")
     parser.add_argument(
+        "--config",
+        type=find_config,
+        metavar="FILE|NAME",
+        help="configuration of the weights, for a file that has none in it, such as one written by PyTorch",
+    )
+    parser.add_argument(
         "--checkpoint",
-        default="latest",
         metavar="latest|best|STEP",
         help="checkpoint to evaluate; best: most accurate on the split evaluated in training (default: latest)",
     )
@@ -38,21 +63,17 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--batch-size", type=int, metavar="INT", help="images per step; it does not change the result"
     )
+    add_data_argument(parser)
     add_device_argument(parser)
-    args = parser.parse(argv)
-    if args.batch_size is not None and args.batch_size < 1:
-        raise UserError(f"--batch-size: expected at least 1, found {args.batch_size}", 2)
-
-    evaluate_command(args)
+    return parser
 
 
-def evaluate_command(args: argparse.Namespace) -> None:
-    """Load, evaluate, print and write, as the parsed arguments say. Raises UserError."""
+def evaluate_command(args: argparse.Namespace, plan: Plan | None) -> None:
+    """Load, evaluate, print and write, as the parsed arguments say; `plan` is that of --config. Raises UserError."""
     # Imported here, so that --help and a wrong flag are answered at once.
     from jaxresnet.machine.workarounds import own_process
 
     own_process()
-    from jaxresnet.data.sources import open_source
     from jaxresnet.data.splits import load_split
     from jaxresnet.learning.learner import make_learner
     from jaxresnet.machine.cache import use_compilation_cache
@@ -68,11 +89,13 @@ def evaluate_command(args: argparse.Namespace) -> None:
     mesh = start_devices(args.device, devices or available_cores())
     use_compilation_cache()
     if args.workdir:
-        network = load_run(args.workdir, args.checkpoint, mesh)
-        output = args.output or Workdir(args.workdir).evaluation_path(args.checkpoint)
+        checkpoint = args.checkpoint or "latest"
+        network = load_run(args.workdir, checkpoint, mesh)
+        output = args.output or Workdir(args.workdir).evaluation_path(checkpoint)
     else:
-        network, output = load_weights_file(args.weights, mesh), args.output
-    split = load_split(open_source(network.config.data), "test", expected=network.info)
+        network, output = load_weights_file(args.weights, mesh, plan), args.output
+    source = reopen_source(network.config.data, args.data_dir)
+    split = load_split(source, "test", expected=network.info)
     batch_size = args.batch_size or network.config.batch_size
     with out_of_memory_told(batch_size, mesh):
         learner = make_learner(network.plan, convolution_for(mesh))

@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxresnet.config.flags import ArgumentParser, add_device_argument
+from jaxresnet.config.flags import ArgumentParser, add_data_argument, add_device_argument
 from jaxresnet.errors import run_command
 from jaxresnet.runs.groups import group_runs, read_histories
 
@@ -27,6 +27,7 @@ def main(argv: Sequence[str]) -> None:
         metavar="DIR",
         help="folder of the report (default: report/ in the run's folder; for several, beside the runs' folders)",
     )
+    add_data_argument(parser)
     add_device_argument(parser)
     print(f"written to {report_command(parser.parse(argv))}")
 
@@ -54,7 +55,9 @@ def report_command(args: argparse.Namespace) -> Path:
     [history] = histories
     mesh = start_devices(args.device, history.config.cpu_devices or available_cores())
     use_compilation_cache()
-    return write_page(run_report(history, mesh), args.output or history.workdir.path / "report")
+    return write_page(
+        run_report(history, mesh, args.data_dir), args.output or history.workdir.path / "report"
+    )
 
 
 if __name__ == "__main__":

@@ -135,7 +135,7 @@ class Session:
         """
         config, first = self.learner.plan.config, int(state.step)
         end = self.learner.plan.end_step(epoch + 1)
-        began = saved = time.monotonic()
+        began = noted = time.monotonic()
         in_flight: deque[Metrics] = deque()
         for step in range(first + 1, end + 1):
             state, metrics = self.compiled.train(state, next(batches))
@@ -145,13 +145,16 @@ class Session:
                 if self.reporter.due():
                     done = step - STEPS_IN_FLIGHT
                     self.report(epoch, done, metrics, (time.monotonic() - began) / (done - first))
+            minutes, elapsed = config.checkpoint.every_minutes, time.monotonic() - noted
             if self.saving.stop.requested:
+                self.saving.folder.starts.add_train_seconds(elapsed)
                 self.saving.save_and_stop(epoch, state)
-            minutes = config.checkpoint.every_minutes
-            if minutes and time.monotonic() - saved > 60 * minutes:
+            if minutes and elapsed > 60 * minutes:
+                self.saving.folder.starts.add_train_seconds(elapsed)
                 self.saving.save(epoch, state)
-                saved = time.monotonic()
+                noted = time.monotonic()
         jax.block_until_ready(state)
+        self.saving.folder.starts.add_train_seconds(time.monotonic() - noted)
         seconds, images = time.monotonic() - began, (end - first) * config.batch_size
         return state, round(seconds, 3), round(images / seconds if images else 0.0, 1)
 

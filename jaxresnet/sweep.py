@@ -96,7 +96,9 @@ def sweep(
             ["--config", str(file), "--workdir", str(path), "--device", device, *to_arguments(changed)]
         )
         if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
-            raise Interrupted(f"the sweep stopped in {path}: {said}", code - 128)
+            raise Interrupted(
+                f"the sweep stopped in {path}: {said.splitlines()[-1] if said else code}", code - 128
+            )
         if code:
             failed[path] = said.splitlines()[-1].removeprefix("error: ") if said else f"exit code {code}"
             print(f"failed: {failed[path]}", flush=True)

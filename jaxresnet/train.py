@@ -12,6 +12,7 @@ from jaxresnet.config.flags import (
     add_device_argument,
     config_from_arguments,
 )
+from jaxresnet.config.schema import Config
 from jaxresnet.data.sources import open_source
 from jaxresnet.errors import run_command
 from jaxresnet.machine.huge_pages import use_huge_pages
@@ -26,8 +27,8 @@ def main(argv: Sequence[str]) -> None:
         "--workdir",
         type=Path,
         metavar="DIR",
-        help="folder of the run (default: runs/ and the config file's name); a run in it is resumed, with its "
-        "own configuration if --config is not given",
+        help="folder of the run (default: runs/ and the config file's name, without --config runs/paper, or runs/ and "
+        "the name of another data set); a run in it is resumed, with its own configuration if --config is not given",
     )
     add_device_argument(parser)
     add_config_arguments(parser)
@@ -36,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
         args.config = args.workdir / "config.toml"
     config = config_from_arguments(args)
     source = f"{args.config}: " if args.config else ""
-    folder = Workdir(args.workdir or Path("runs") / (args.config.stem if args.config else "paper"))
+    folder = Workdir(args.workdir or Path("runs") / default_name(args.config, config))
     plan = resolve(config, open_source(config.data, source).info, source)
     folder.check(plan)
     cpu_devices = config.cpu_devices or getattr(folder.config(), "cpu_devices", 0)
@@ -51,11 +52,20 @@ def main(argv: Sequence[str]) -> None:
     from jaxresnet.machine.signals import StopSignal
 
     mesh = None
-    with StopSignal() as stop:
+    with StopSignal(
+        "stopping after this step and saving; a second signal ends the run at once, unsaved"
+    ) as stop:
         if folder.finished(config.epochs) is None:
             mesh = start_devices(args.device, cpu_devices or automatic_cpu_devices(config.batch_size))
             use_compilation_cache()
         fit(config, folder.path, mesh, stop)
+
+
+def default_name(file: Path | None, config: Config) -> str:
+    """The name of the folder of a run: that of its configuration file, or else of what it trains on."""
+    if file is not None:
+        return file.stem
+    return "paper" if config.data.name == Config().data.name else config.data.name
 
 
 if __name__ == "__main__":

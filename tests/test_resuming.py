@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from jaxresnet.learning.learner import make_learner
 from jaxresnet.learning.state import TrainState, state_template
 from jaxresnet.machine.devices import replicated
 from jaxresnet.runs.checkpoint import Checkpoints
+from jaxresnet.runs.groups import read_histories
 
 
 def final_state(workdir: Path, config: Config) -> TrainState:
@@ -128,9 +130,29 @@ def test_a_run_of_the_first_version_goes_on(
     (workdir / "dataset.json").unlink()
     meta = workdir / "checkpoints" / "12" / "meta" / "metadata"
     content = json.loads(meta.read_text())
-    del content["format"]
+    del content["format"], content["checksums"]["format"]
     meta.write_text(json.dumps(content))
     fit(short_config, workdir)
     assert "resuming at step 12" in capsys.readouterr().out
     assert_same_run(workdir, finished, short_config)
     assert (workdir / "dataset.json").read_bytes() == (finished / "dataset.json").read_bytes()
+
+
+def test_training_time_is_that_of_all_starts(
+    tmp_path: Path, short_config: Config, monkeypatch: pytest.MonkeyPatch
+):
+    workdir = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stop_during(patch, "train", 2)
+        with pytest.raises(Interrupted):
+            fit(short_config, workdir)
+    fit(short_config, workdir)
+    [history] = read_histories([workdir])
+    first, second = [start.train_seconds for start in history.starts]
+    assert first is not None
+    assert second is not None
+    assert history.seconds == pytest.approx(first + second)
+    # The second epoch's line has the last process's seconds alone.
+    assert first > history.epochs[0].seconds
+    assert second == pytest.approx(history.epochs[1].seconds, abs=0.1)
+    assert replace(history, starts=[]).seconds == sum(epoch.seconds for epoch in history.epochs)

@@ -99,6 +99,18 @@ def add_device_argument(parser: ArgumentParser) -> None:
     )
 
 
+def add_data_argument(parser: ArgumentParser) -> None:
+    """Add --data.dir for a command that uses a trained network, `args.data_dir`."""
+    parser.add_argument(
+        "--data.dir",
+        dest="data_dir",
+        default="",
+        metavar="DIR",
+        help="folder of the prepared TFDS data sets (default: the run's, if it still exists, or $TFDS_DATA_DIR, "
+        "or ~/tensorflow_datasets)",
+    )
+
+
 def add_config_arguments(parser: ArgumentParser) -> None:
     """Add --config and one flag per setting, which `config_from_arguments` reads."""
     parser.add_argument(

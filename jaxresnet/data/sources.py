@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxresnet.config.schema import DataConfig
@@ -18,6 +19,16 @@ SOURCES: "dict[str, Callable[[DataConfig], Source]]" = {
     "digits": lambda config: Digits(),
 }
 """The function that opens a data set, by the configuration's `data.name`."""
+
+
+def reopen_source(config: DataConfig, directory: str = "") -> "Source":
+    """The data set of a run or of weights whose folder may have moved since, as `open_source` does.
+
+    It is looked for in `directory` if that is given, or in the configuration's folder if that still exists, or in the
+    usual places: $TFDS_DATA_DIR and ~/tensorflow_datasets.
+    """
+    kept = config.dir if Path(config.dir).expanduser().is_dir() else ""
+    return open_source(config.model_copy(update={"dir": directory or kept}))
 
 
 def open_source(config: DataConfig, source: str = "") -> "Source":

@@ -6,7 +6,7 @@ import os
 import platform
 import shlex
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +19,21 @@ RECORDED_PACKAGES = (
 )  # fmt: skip
 
 
+CPU_FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16")
+"""Instruction sets that XLA's programs, and so their speed and their rounding, depend on."""
+
+_CPU_INFO = Path("/proc/cpuinfo")
+_CPU_IDENTITY = ("vendor_id", "cpu family", "model", "stepping")
+
+
 @dataclass(frozen=True)
 class Start:
     """One start of a run, an entry of environment.json.
 
     `started` is the time in ISO format, UTC. `git` holds the "commit" of the source and whether it was "dirty"; None if
-    the package does not lie in a git checkout. The last three fields are None until they are known: `compile_seconds`;
+    the package does not lie in a git checkout. `cpu_identity` is the CPU's vendor, family, model and stepping, and
+    `cpu_flags` are those of its instruction sets on which speed and rounding depend. The last four fields are None
+    until they are known: `compile_seconds`; `train_seconds`, without compilation and evaluation, up to the last save;
     `seconds` of the whole start; `peak_device_bytes`, which stays None on a CPU.
     """
 
@@ -40,14 +49,19 @@ class Start:
     platform: str
     cpu: str
     cpu_cores: int | None
+    cpu_identity: str | None = None
+    cpu_flags: list[str] = field(default_factory=list)
+    physical_cores: int | None = None
+    memory_bytes: int | None = None
     compile_seconds: float | None = None
+    train_seconds: float | None = None
     seconds: float | None = None
     peak_device_bytes: int | None = None
 
 
 def describe_environment(mesh: "Mesh", precision: str, argv: list[str]) -> Start:
     """The record of a start of a run on `mesh`. `precision` is the run's setting, `argv` its command line."""
-    devices = list(mesh.devices.flat)
+    devices, cpu = list(mesh.devices.flat), _first_cpu()
     gpu = devices[0].platform == "gpu"
     versions = {"python": platform.python_version()}
     for name in RECORDED_PACKAGES:
@@ -68,8 +82,12 @@ def describe_environment(mesh: "Mesh", precision: str, argv: list[str]) -> Start
         else None,
         xla_flags=os.environ.get("XLA_FLAGS"),
         platform=platform.platform(),
-        cpu=_cpu_model(),
+        cpu=cpu.get("model name") or platform.processor(),
         cpu_cores=os.cpu_count(),
+        cpu_identity=" ".join(cpu.get(key, "?") for key in _CPU_IDENTITY) if cpu else None,
+        cpu_flags=[flag for flag in CPU_FLAGS if flag in cpu.get("flags", "").split()],
+        physical_cores=_physical_cores(),
+        memory_bytes=_memory_bytes(),
     )
 
 
@@ -96,10 +114,32 @@ def _output(*command: str) -> str | None:
         return None
 
 
-def _cpu_model() -> str:
+def _cpu_entries() -> list[dict[str, str]]:
+    """What Linux says of each logical CPU; empty elsewhere."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        text = _CPU_INFO.read_text(encoding="utf-8")
     except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+        return []
+    pairs = [[line.partition(":") for line in entry.splitlines()] for entry in text.strip().split("\n\n")]
+    return [{key.strip(): value.strip() for key, _, value in entry} for entry in pairs]
+
+
+def _first_cpu() -> dict[str, str]:
+    return next(iter(_cpu_entries()), {})
+
+
+def _physical_cores() -> int | None:
+    """Cores, counted without their second threads; None if the system does not say."""
+    cores = {
+        (cpu["physical id"], cpu["core id"])
+        for cpu in _cpu_entries()
+        if "core id" in cpu and "physical id" in cpu
+    }
+    return len(cores) or None
+
+
+def _memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # no such function on Windows
+        return None

@@ -1,6 +1,8 @@
 """Requests to stop a run, and work in threads that a stopping run does not wait for."""
 
+import contextlib
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
@@ -77,10 +79,12 @@ class StopSignal(Stop):
     """A stop that the first SIGINT or SIGTERM requests. A second signal ends the process at once.
 
     A context manager, for commands only: it replaces the process's signal handlers, and restores them at its end.
+    `notice` is printed on stderr at the first signal, because the step and the save that follow may take a while.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, notice: str = "") -> None:
         super().__init__()
+        self._notice = notice
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -97,3 +101,8 @@ class StopSignal(Stop):
         self.number = number
         for each in self._previous:
             signal.signal(each, signal.SIG_DFL)
+        if self._notice:
+            with contextlib.suppress(
+                OSError, RuntimeError
+            ):  # nobody reads stderr, or this came while it was printed to
+                print(self._notice, file=sys.stderr, flush=True)

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxresnet.config.schema import Config, differing_settings
 from jaxresnet.data.batches import train_batches
-from jaxresnet.data.sources import open_source
+from jaxresnet.data.sources import reopen_source
 from jaxresnet.data.splits import Split, load_split
 from jaxresnet.errors import UserError
 from jaxresnet.learning.learner import make_learner
@@ -43,20 +43,20 @@ UNCHANGED = {
 """The settings that leave training images unchanged."""
 
 
-def run_report(history: History, mesh: "Mesh") -> Page:
-    """The page of a run. The network predicts on the devices of `mesh`.
+def run_report(history: History, mesh: "Mesh", data_dir: str = "") -> Page:
+    """The page of a run. The network predicts on the devices of `mesh`; `data_dir` is where its data set is now.
 
     Parts that the run does not have yet are left out, with a line that says so.
     """
     layers = describe(history.plan)
-    evaluated = evaluate_run(history, mesh)
+    evaluated = evaluate_run(history, mesh, data_dir)
     return Page(
         history.name,
         f"{history.config.data.name}, seed {history.config.seed}, {history.config.precision}",
         headline_tiles(history, evaluated.record, sum(layer.parameters for layer in layers)),
         [
             settings_section(history.config),
-            images_section(history.plan),
+            images_section(history.plan, data_dir),
             network_section(layers),
             curves_section([RunGroup(history.name, [history])]),
             *evaluation_sections(history.plan, evaluated),
@@ -97,13 +97,13 @@ def settings_section(config: Config) -> Section:
     return Section(title, table=[("setting", "paper.toml", "this run"), *rows])
 
 
-def images_section(plan: Plan) -> Section:
+def images_section(plan: Plan, data_dir: str = "") -> Section:
     """The first training images, unchanged and as the first step gets them."""
     title = "Training images"
     note = "The paper's Figure 2: the run's first images, and the same augmented."
     config = plan.config
     try:
-        source = open_source(config.data)
+        source = reopen_source(config.data, data_dir)
         split = load_split(source, "train", config.data.validation_examples, expected=plan.info)
     except UserError as error:
         return Section(title, note, remark=f"Not shown: {error}")
@@ -144,7 +144,7 @@ class Evaluated:
     problem: str = ""
 
 
-def evaluate_run(history: History, mesh: "Mesh") -> Evaluated:
+def evaluate_run(history: History, mesh: "Mesh", data_dir: str = "") -> Evaluated:
     """The evaluation of the latest checkpoint, and its mistakes.
 
     If evaluation.json belongs to that checkpoint, it is used. If the checkpoint or the data cannot be loaded, it is
@@ -153,7 +153,7 @@ def evaluate_run(history: History, mesh: "Mesh") -> Evaluated:
     saved = history.workdir.evaluation()
     try:
         network = load_run(history.workdir.path, mesh=mesh)
-        split = load_split(open_source(history.config.data), "test", expected=network.info)
+        split = load_split(reopen_source(history.config.data, data_dir), "test", expected=network.info)
     except UserError as error:
         return Evaluated(
             saved, problem=f"Mistakes not shown: {error}" if saved else f"Not evaluated: {error}"

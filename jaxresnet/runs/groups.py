@@ -8,6 +8,7 @@ from pathlib import Path
 
 from jaxresnet.config.schema import Config, differing_settings
 from jaxresnet.errors import UserError
+from jaxresnet.machine.environment import Start
 from jaxresnet.plan import Plan
 from jaxresnet.runs.records import EpochRecord, best_epoch, evaluated_split
 from jaxresnet.runs.workdir import FREE_SETTINGS, Workdir
@@ -21,6 +22,7 @@ class History:
     name: str
     plan: Plan
     epochs: list[EpochRecord]
+    starts: list[Start]
 
     @property
     def config(self) -> Config:
@@ -34,7 +36,14 @@ class History:
 
     @property
     def seconds(self) -> float:
-        """Seconds spent training, without evaluation and compilation."""
+        """Seconds spent training in all starts of the run, without evaluation and compilation.
+
+        Version 0.1 did not record them by start. Of its runs these are the last process's seconds in each epoch, which
+        is less than all if a start ended within an epoch.
+        """
+        by_start = [start.train_seconds for start in self.starts]
+        if by_start and None not in by_start:
+            return sum(seconds for seconds in by_start if seconds is not None)
         return sum(epoch.seconds for epoch in self.epochs)
 
 
@@ -80,7 +89,9 @@ def read_histories(workdirs: Sequence[Path], above: Path | None = None) -> list[
     for path, given in zip(paths, workdirs, strict=True):
         workdir = Workdir(given)
         name = path.relative_to(above).as_posix()
-        histories.append(History(workdir, name, workdir.require_plan(), workdir.epochs.read()))
+        histories.append(
+            History(workdir, name, workdir.require_plan(), workdir.epochs.read(), workdir.starts.read())
+        )
     return histories
 
 

@@ -148,6 +148,10 @@ class StartLog:
         """Add an entry for a start."""
         write_json(self._path, [to_json(each) for each in (*self.read(), start)])
 
+    def add_train_seconds(self, seconds: float) -> None:
+        """Add to the seconds that the last start has trained. Raises OSError if they cannot be written."""
+        self.extend(train_seconds=round((self.read()[-1].train_seconds or 0.0) + seconds, 3))
+
     def extend(self, **values: Any) -> None:
         """Set fields of the last start's entry, by name."""
         *earlier, start = self.read()

@@ -122,7 +122,16 @@ class Workdir:
         return read_evaluation(self.evaluation_path("latest"))
 
     def finished(self, epochs: int) -> EvaluationRecord | None:
-        """The evaluation of the last step, if the run has trained for `epochs` epochs; None otherwise."""
+        """The evaluation of the last step, if the run has trained for `epochs` epochs; None otherwise.
+
+        Raises UserError (exit code 2) if the run has trained for more.
+        """
         evaluation, records = self.evaluation(), self.epochs.read()
-        trained = bool(records) and records[-1].epoch >= epochs
+        if records and records[-1].epoch > epochs:
+            raise UserError(
+                f"epochs: the run in {self.path} has trained for {records[-1].epoch} epochs already, "
+                f"expected at least as many, found {epochs}",
+                2,
+            )
+        trained = bool(records) and records[-1].epoch == epochs
         return evaluation if trained and evaluation and evaluation.step == records[-1].step else None

@@ -98,12 +98,12 @@ def _chosen_step(checkpoint: str, saved: list[int], best: int | None, workdir: P
     return int(checkpoint)
 
 
-def load_weights_file(path: Path | str, mesh: Mesh | None = None) -> TrainedNetwork:
+def load_weights_file(path: Path | str, mesh: Mesh | None = None, plan: Plan | None = None) -> TrainedNetwork:
     """Load the network in a safetensors file that `jaxresnet.trained.weights.save_weights` wrote.
 
     Its arrays are put on every device of `mesh`, by default all devices of this process. Raises UserError if the file
     cannot be read, or its weights do not fit the network that its metadata describes.
     """
-    plan, variables = load_weights(path)
+    plan, variables = load_weights(path, plan)
     variables = jax.device_put(variables, replicated(mesh or local_mesh()))
     return TrainedNetwork(plan, variables, Path(path).name, None, None)

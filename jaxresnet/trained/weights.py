@@ -160,7 +160,7 @@ def _plan_in(metadata: Mapping[str, str], path: str) -> Plan:
             f"{path} has format {found!r}: expected at most {FORMAT}; it was written by a later version of jaxresnet"
         )
     if "config" not in metadata:
-        raise UserError(f"{path}: expected a configuration in its metadata, found none: name one")
+        raise UserError(f"{path}: expected a configuration in its metadata, found none: name one (--config)")
     config = parse_config(metadata["config"], source=f"{path}: ")
     if "dataset" in metadata:
         info = parse_record(DatasetInfo, metadata["dataset"], f"{path}: dataset")

@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 from helpers import ROOT, mesh_of, run_command, signal_command, start_command, timeless_records
+from safetensors.numpy import save_file
 
 from jaxresnet.config.files import load_config
+from jaxresnet.config.schema import Config
 from jaxresnet.machine.devices import automatic_cpu_devices
+from jaxresnet.train import default_name
 from jaxresnet.trained.load import load_run
-from jaxresnet.trained.weights import save_weights
+from jaxresnet.trained.weights import save_weights, to_state_dict
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +42,9 @@ def test_an_interrupted_and_killed_run_ends_bit_for_bit_like_an_uninterrupted_on
     arguments = ("train", "--config", tiny_toml, "--workdir", tmp_path / "run")
     code, err = signal_command(signal.SIGINT, "epoch 1/3", *arguments)
     assert code == 130
-    assert len(err.splitlines()) == 1
-    assert "interrupted: saved at step" in err
+    notice, saved = err.splitlines()
+    assert notice == "stopping after this step and saving; a second signal ends the run at once, unsaved"
+    assert saved.startswith("interrupted: saved at step")
     assert "run the same command again to resume" in err
     code, _ = signal_command(signal.SIGKILL, "epoch 2/3", *arguments)
     assert code == -signal.SIGKILL
@@ -135,6 +139,8 @@ def test_help_is_answered_at_once(command: str):
         ),
         (["evaluate", "--workdir", "{tmp}/none"], 1, "no run in"),
         (["evaluate"], 2, "--workdir"),
+        (["evaluate", "--weights", "a", "--checkpoint", "best"], 2, "--checkpoint: expected with --workdir"),
+        (["evaluate", "--workdir", "{tmp}", "--config", "digits"], 2, "--config: expected with --weights"),
         (["evaluate", "--workdir", "{tmp}", "--batch-size", "0"], 2, "expected at least 1, found 0"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -151,6 +157,32 @@ def test_bad_input_is_told_in_one_line(
     assert err.startswith("error: ")
     assert len(err.splitlines()) == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_weights_by_others_need_a_configuration(uninterrupted: Path, tmp_path: Path):
+    network = load_run(uninterrupted, mesh=mesh_of(4))
+    file, output = tmp_path / "theirs.safetensors", tmp_path / "evaluation.json"
+    save_file(to_state_dict(network.variables), file)
+    code, _, err = run_command("evaluate", "--weights", file)
+    assert code == 1
+    assert "found none: name one (--config)" in err
+    config = uninterrupted / "config.toml"
+    code, _, err = run_command("evaluate", "--weights", file, "--config", config, "--output", output)
+    assert (code, err) == (0, "")
+    expected = json.loads((uninterrupted / "evaluation.json").read_text())["confusion_matrix"]
+    assert json.loads(output.read_text())["confusion_matrix"] == expected
+
+
+def test_a_shorter_run_than_the_one_that_is_there_is_refused(uninterrupted: Path):
+    code, out, err = run_command("train", "--workdir", uninterrupted, "--epochs", "2")
+    assert (code, out) == (2, "")
+    assert "has trained for 3 epochs already, expected at least as many, found 2" in err
+
+
+def test_the_default_folder_is_named_after_what_is_trained():
+    assert default_name(Path("a/b.toml"), Config()) == "b"
+    assert default_name(None, Config()) == "paper"
+    assert default_name(None, Config().replace({"data.name": "digits"})) == "digits"
 
 
 def test_a_workdir_is_resumed_with_its_own_configuration(uninterrupted: Path):

@@ -10,7 +10,7 @@ import pytest
 
 from jaxresnet.config.schema import DataConfig
 from jaxresnet.data import cifar10
-from jaxresnet.data.sources import SOURCES, open_source
+from jaxresnet.data.sources import SOURCES, open_source, reopen_source
 from jaxresnet.data.splits import Split, load_split, load_splits
 from jaxresnet.errors import UserError
 
@@ -144,3 +144,20 @@ def test_a_host_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(UserError, match="no answer"):
         load_split(open_source(DataConfig(dir=str(tmp_path))), "train")
     assert time.monotonic() - began < 2.5
+
+
+def test_the_data_of_a_run_is_found_where_it_is_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    kept, other, usual = (str(tmp_path / name) for name in ("kept", "other", "usual"))
+    Path(kept).mkdir()
+    monkeypatch.setenv("TFDS_DATA_DIR", usual)
+    monkeypatch.setattr(cifar10, "_require_network", lambda root: (_ for _ in ()).throw(UserError(str(root))))
+
+    def place(config: DataConfig, directory: str = "") -> str:
+        with pytest.raises(UserError) as caught:
+            reopen_source(config, directory).read("test")
+        return str(caught.value)
+
+    assert place(DataConfig(dir=kept)) == kept
+    assert place(DataConfig(dir=str(tmp_path / "gone"))) == usual
+    assert place(DataConfig()) == usual
+    assert place(DataConfig(dir=kept), other) == other

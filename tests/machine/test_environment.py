@@ -2,10 +2,13 @@
 
 import datetime
 import json
+from pathlib import Path
 
 import jax
+import pytest
 from helpers import ROOT, mesh_of
 
+from jaxresnet.machine import environment
 from jaxresnet.machine.environment import Start, describe_environment, peak_device_bytes
 from jaxresnet.runs.files import parse_record, to_json
 
@@ -25,3 +28,26 @@ def test_the_environment_is_described_in_json_values():
 
 def test_a_cpu_counts_no_memory():
     assert peak_device_bytes(mesh_of(2)) is None
+
+
+def test_what_tells_machines_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    text = """processor : 0
+vendor_id : GenuineIntel
+cpu family : 6
+model : 207
+model name : Some CPU
+stepping : 2
+physical id : 0
+core id : {}
+flags : fpu avx avx2 fma avx512f amx_tile"""
+    (tmp_path / "cpuinfo").write_text("\n\n".join(text.format(core) for core in (0, 0, 1, 1)) + "\n")
+    monkeypatch.setattr(environment, "_CPU_INFO", tmp_path / "cpuinfo")
+    start = describe_environment(mesh_of(1), "float32", [])
+    assert (start.cpu, start.cpu_identity) == ("Some CPU", "GenuineIntel 6 207 2")
+    assert start.cpu_flags == ["avx2", "fma", "avx512f", "amx_tile"]
+    assert start.physical_cores == 2
+    assert start.memory_bytes is not None
+    assert start.memory_bytes > 2**28
+    (tmp_path / "cpuinfo").unlink()
+    elsewhere = describe_environment(mesh_of(1), "float32", [])
+    assert (elsewhere.cpu_identity, elsewhere.cpu_flags, elsewhere.physical_cores) == (None, [], None)

@@ -16,7 +16,7 @@ def history(config: Config, name: str, accuracies: list[float], **settings: Any)
         EpochRecord(epoch, epoch, 0.1, 1 / epoch, 0.5, 30.0, 10.0, test_loss=2.0, test_accuracy=accuracy)
         for epoch, accuracy in enumerate(accuracies, 1)
     ]
-    return History(Workdir(Path(name)), name, plan_of(config, settings), epochs)
+    return History(Workdir(Path(name)), name, plan_of(config, settings), epochs, [])
 
 
 def test_a_group_is_a_row_of_means_and_deviations(tiny_config: Config):

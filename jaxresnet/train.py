@@ -52,9 +52,7 @@ def main(argv: Sequence[str]) -> None:
     from jaxresnet.machine.signals import StopSignal
 
     mesh = None
-    with StopSignal(
-        "stopping after this step and saving; a second signal ends the run at once, unsaved"
-    ) as stop:
+    with StopSignal("stopping: saving first; a second signal ends the run at once, unsaved") as stop:
         if folder.finished(config.epochs) is None:
             mesh = start_devices(args.device, cpu_devices or automatic_cpu_devices(config.batch_size))
             use_compilation_cache()

@@ -25,6 +25,26 @@ LIVE_SECONDS = 0.5
 """Seconds between updates of the bar."""
 
 
+WIDE_COLUMNS = 72
+"""Columns of a terminal from which on there is room for a bar and the step beside the figures."""
+
+
+def short_time(seconds: float) -> str:
+    """A time in its two largest units.
+
+    >>> short_time(42), short_time(3725), short_time(203_000)
+    ('42 s', '1 h 2 min', '2 d 8 h')
+    """
+    minutes, hours, days = seconds / 60, seconds / 3600, seconds / 86_400
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    if hours < 1:
+        return f"{int(minutes)} min {int(seconds % 60)} s"
+    if days < 1:
+        return f"{int(hours)} h {int(minutes % 60)} min"
+    return f"{int(days)} d {int(hours % 24)} h"
+
+
 class Reporter:
     """Shows the progress of one run, and writes its TensorBoard events to `tensorboard`.
 
@@ -36,11 +56,15 @@ class Reporter:
         self._epochs, self._steps = epochs, steps
         self._events = Events(tensorboard, start)
         console = Console(file=sys.stdout, highlight=False)
+        # Not to the last column: the terminal would show the ^C of a Ctrl-C in the next line, and rich erase that one.
+        console.width -= 3
+        self._wide = console.width >= WIDE_COLUMNS
         self._bar = None
         if console.is_terminal:
+            bar = [BarColumn(bar_width=None)] if self._wide else []
             self._bar = Progress(
                 TextColumn("{task.description}"),
-                BarColumn(bar_width=None),
+                *bar,
                 TextColumn("{task.fields[figures]}"),
                 console=console,
                 transient=True,
@@ -81,17 +105,17 @@ class Reporter:
     ) -> None:
         """Show the epoch's loss and accuracy (0 to 1) so far, after `step` steps of the run. `epoch` counts from 1."""
         self._due = time.monotonic() + self._interval
-        left = datetime.timedelta(seconds=round(seconds_left))
-        figures = f"loss {loss:.4f}  accuracy {accuracy:.2%}  {images_per_second:,.0f} images/s  {left} left"
+        where = f"epoch {epoch}/{self._epochs}"
         if self._bar:
-            self._bar.update(
-                self._task,
-                completed=step,
-                description=f"epoch {epoch}/{self._epochs}  step {step:,}/{self._steps:,}",
-                figures=figures,
-            )
+            figures = f"loss {loss:.3f}  {accuracy:.1%}  {images_per_second:,.0f}/s  {short_time(seconds_left)} left"
+            description = f"{where}  step {step:,}" if self._wide else where
+            self._bar.update(self._task, completed=step, description=description, figures=figures)
         else:
-            self.message(f"epoch {epoch}/{self._epochs}  step {step:,}/{self._steps:,}  {figures}")
+            left = datetime.timedelta(seconds=round(seconds_left))
+            figures = (
+                f"loss {loss:.4f}  accuracy {accuracy:.2%}  {images_per_second:,.0f} images/s  {left} left"
+            )
+            self.message(f"{where}  step {step:,}/{self._steps:,}  {figures}")
 
     def evaluating(self, epoch: int) -> None:
         """Show that the evaluation after `epoch` is in progress."""

@@ -43,7 +43,7 @@ def test_an_interrupted_and_killed_run_ends_bit_for_bit_like_an_uninterrupted_on
     code, err = signal_command(signal.SIGINT, "epoch 1/3", *arguments)
     assert code == 130
     notice, saved = err.splitlines()
-    assert notice == "stopping after this step and saving; a second signal ends the run at once, unsaved"
+    assert notice == "stopping: saving first; a second signal ends the run at once, unsaved"
     assert saved.startswith("interrupted: saved at step")
     assert "run the same command again to resume" in err
     code, _ = signal_command(signal.SIGKILL, "epoch 2/3", *arguments)

@@ -1,5 +1,6 @@
 """What a run shows, and what TensorBoard is given."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,29 @@ def test_a_disk_that_takes_no_events_stops_the_run(tmp_path: Path):
         largest_file(50),
     ):
         reporter.epoch(RECORD)
+
+
+@pytest.mark.parametrize(("columns", "step", "bar"), [(80, True, True), (60, False, False)])
+def test_the_live_line_fits_into_the_terminal(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    columns: int,
+    step: bool,
+    bar: bool,
+):
+    """The longest figures of the paper's run on a CPU, whole, and three columns short of the edge."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with Reporter(tmp_path, epochs=40, steps=15_625, start=0) as reporter:
+        reporter.step(39, 15_234, 0.1234, 0.9876, 12_345, 203_000)
+        assert reporter._bar is not None
+        reporter._bar.refresh()
+        text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().out)
+    last = text.replace("\n", "\r").split("\r")[-1].rstrip()
+    assert last.startswith("epoch 39/40")
+    assert ("step 15,234" in last) == step
+    assert ("━" in last) == bar
+    assert last.endswith("loss 0.123  98.8%  12,345/s  2 d 8 h left")
+    assert len(last) <= columns - 3

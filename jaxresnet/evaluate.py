@@ -102,13 +102,12 @@ def evaluate_command(args: argparse.Namespace, plan: Plan | None) -> None:
         metrics = evaluate_whole(learner, network.variables, split, batch_size, mesh)
     record = evaluation_record(network.plan, metrics, network.checkpoint, network.step, network.selected_on)
     print(as_text(record))
-    if output is None:
-        return
-    try:
-        write_evaluation(output, record)
-    except OSError as error:
-        raise UserError(f"cannot write {output}: {error.strerror}") from None
-    print(f"written to {output}")
+    if output is not None:
+        try:
+            write_evaluation(output, record)
+        except OSError as error:
+            raise UserError(f"cannot write {output}: {error.strerror}") from None
+        print(f"written to {output}")
 
 
 def as_text(record: "EvaluationRecord") -> str:

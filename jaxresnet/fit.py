@@ -34,7 +34,7 @@ from jaxresnet.reporting.progress import Reporter, closing_lines, headline, sche
 from jaxresnet.runs.checkpoint import Checkpoints
 from jaxresnet.runs.records import EvaluationRecord
 from jaxresnet.runs.workdir import Workdir
-from jaxresnet.session import CompiledSteps, Saving, Session
+from jaxresnet.session import CompiledSteps, Saving, Session, evaluate_end
 from jaxresnet.trained.evaluation import jit_eval_step
 
 
@@ -137,7 +137,7 @@ def run_to_end(
             for epoch in range(first_epoch(plan, state), config.epochs):
                 state, last_evaluation = session.run_epoch(epoch, state, batches)
         checkpoints.wait()
-        evaluation = session.evaluate_end(state, last_evaluation)
+        evaluation = evaluate_end(session, state, last_evaluation)
     folder.starts.extend(
         seconds=round(time.monotonic() - began, 1), peak_device_bytes=peak_device_bytes(mesh)
     )

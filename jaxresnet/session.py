@@ -193,20 +193,21 @@ class Session:
             raise self.saving.not_finite(f"the loss on the {split} split after step {int(state.step):,}")
         return metrics
 
-    def evaluate_end(self, state: TrainState, last_evaluation: Metrics | None) -> EvaluationRecord:
-        """Evaluate the last step on the test split, and write evaluation.json. Returns its content.
 
-        If the last epoch was evaluated on the test split, that evaluation is used.
-        """
+def evaluate_end(session: Session, state: TrainState, last_evaluation: Metrics | None) -> EvaluationRecord:
+    """Evaluate the last step on the test split, and write evaluation.json. Returns its content.
 
-        def stopped() -> NoReturn:
-            raise self.saving.stop.interrupted(
-                "interrupted before the last evaluation: all steps are saved; run the same command again"
-            )
+    If the last epoch was evaluated on the test split, that evaluation is used.
+    """
 
-        plan = self.learner.plan
-        metrics = last_evaluation if plan.config.evaluation.split == "test" else None
-        metrics = metrics or self.evaluate(state, "test", stopped)
-        record = evaluation_record(plan, metrics, "latest", int(state.step), selected_on=None)
-        write_evaluation(self.saving.folder.evaluation_path("latest"), record)
-        return record
+    def stopped() -> NoReturn:
+        raise session.saving.stop.interrupted(
+            "interrupted before the last evaluation: all steps are saved; run the same command again"
+        )
+
+    plan = session.learner.plan
+    metrics = last_evaluation if plan.config.evaluation.split == "test" else None
+    metrics = metrics or session.evaluate(state, "test", stopped)
+    record = evaluation_record(plan, metrics, "latest", int(state.step), selected_on=None)
+    write_evaluation(session.saving.folder.evaluation_path("latest"), record)
+    return record

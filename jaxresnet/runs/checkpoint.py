@@ -170,24 +170,20 @@ class Checkpoints:
         """
         for problem in self._set_aside:
             report(problem)
-        damaged: list[int] = []
-        problems: list[str] = []
+        damaged: dict[int, str] = {}
         for step in reversed(self.saved_steps()):
             try:
                 state = self.restore(step, template)
             except DamagedCheckpointError as error:
-                damaged.append(step)
-                problems.append(str(error))
+                damaged[step] = str(error)
                 continue
-            for problem in problems:
+            for each, problem in damaged.items():
                 report(f"{problem}; going back to checkpoint {step}")
-            for each in damaged:
                 self._manager.delete(each)
             return state
-        if problems:
-            raise UserError(
-                "\n".join([*problems, f"no checkpoint is intact: remove {self._directory} to start anew"])
-            )
+        if damaged:
+            advice = f"no checkpoint is intact: remove {self._directory} to start anew"
+            raise UserError("\n".join([*damaged.values(), advice]))
         return None
 
     def restore_variables(self, step: int, template: Variables) -> Variables:

@@ -40,7 +40,6 @@ def main(argv: Sequence[str]) -> None:
     folder = Workdir(args.workdir or Path("runs") / default_name(args.config, config))
     plan = resolve(config, open_source(config.data, source).info, source)
     folder.check(plan)
-    cpu_devices = config.cpu_devices or getattr(folder.config(), "cpu_devices", 0)
 
     # Imported here, so that --help and a wrong flag are answered at once.
     from jaxresnet.machine.workarounds import own_process
@@ -48,15 +47,23 @@ def main(argv: Sequence[str]) -> None:
     own_process()
     from jaxresnet.fit import fit
     from jaxresnet.machine.cache import use_compilation_cache
-    from jaxresnet.machine.devices import automatic_cpu_devices, start_devices
+    from jaxresnet.machine.devices import start_devices
     from jaxresnet.machine.signals import StopSignal
 
     mesh = None
     with StopSignal("stopping: saving first; a second signal ends the run at once, unsaved") as stop:
         if folder.finished(config.epochs) is None:
-            mesh = start_devices(args.device, cpu_devices or automatic_cpu_devices(config.batch_size))
+            mesh = start_devices(args.device, chosen_cpu_devices(config, folder.config()))
             use_compilation_cache()
         fit(config, folder.path, mesh, stop)
+
+
+def chosen_cpu_devices(config: Config, saved: Config | None) -> int:
+    """The number in `config`; else that of the run so far, `saved`, on which its bits depend; else automatic."""
+    from jaxresnet.machine.devices import automatic_cpu_devices
+
+    recorded = saved.cpu_devices if saved else 0
+    return config.cpu_devices or recorded or automatic_cpu_devices(config.batch_size)
 
 
 def default_name(file: Path | None, config: Config) -> str:

@@ -28,6 +28,8 @@ from jaxresnet.plan import Plan
 from helpers import TINY_SETTINGS, plan_of  # isort: skip
 
 use_compilation_cache()
+# Many tests compile the same small programs anew.
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # The same examples each time, however long they take, so that a failure can be repeated.
 hypothesis.settings.register_profile("suite", derandomize=True, deadline=None, max_examples=30, database=None)

@@ -43,6 +43,7 @@ def _options(read_only: bool) -> ocp.CheckpointManagerOptions:
         best_fn=accuracy_of,
         preservation_policy=None if read_only else policy,
         read_only=read_only,
+        save_interval_steps=0 if read_only else 1,  # else orbax warns that it sets this
         create=not read_only,
         cleanup_tmp_directories=not read_only,
     )

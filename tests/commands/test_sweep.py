@@ -18,7 +18,8 @@ from jaxresnet.sweep import planned_runs
 def configs(tmp_path: Path, tiny_toml: Path) -> tuple[Path, Path]:
     files, tiny = (tmp_path / "plain.toml", tmp_path / "other.toml"), load_config(tiny_toml)
     files[0].write_text(dump_config(tiny))
-    files[1].write_text(dump_config(tiny.replace({"model.stem_channels": 5})))
+    # Another setting of the host alone: both train by one compiled program.
+    files[1].write_text(dump_config(tiny.replace({"augment.brightness": 0.1})))
     return files
 
 
@@ -66,7 +67,7 @@ def test_a_sweep_covers_every_configuration_with_every_seed(tmp_path: Path, conf
     ]
     assert [config.seed for _, config in runs.values()] == [0, 0, 7, 7]
     assert {config.epochs for _, config in runs.values()} == {9}
-    assert [config.model.stem_channels for _, config in runs.values()] == [4, 5, 4, 5]
+    assert [config.augment.brightness for _, config in runs.values()] == [0.2, 0.1, 0.2, 0.1]
 
 
 def test_a_wrong_plan_is_refused_before_anything_runs(tmp_path: Path, configs: tuple[Path, Path]):

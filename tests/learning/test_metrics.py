@@ -43,7 +43,7 @@ def test_sums_are_the_examples_own():
     assert per_class[1] == ((labels == predicted) & mask)[labels == 1].sum() / mask[labels == 1].sum()
 
 
-@settings(max_examples=10)
+@settings(max_examples=5)
 @given(cuts=st.sets(st.integers(1, 29)), seed=st.integers(0, 2**32 - 1), masked=st.sets(st.integers(0, 29)))
 def test_any_split_into_batches_gives_the_same_sums(cuts: set[int], seed: int, masked: set[int]):
     generator = np.random.default_rng(seed)

@@ -42,7 +42,7 @@ def make_parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m jaxresnet.evaluate", description=__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--workdir", type=Path, metavar="DIR", help="folder of the run")
-    source.add_argument("--weights", type=Path, metavar="FILE", help="safetensors file written by jaxresnet")
+    source.add_argument("--weights", type=Path, metavar="FILE", help="safetensors file of weights")
     parser.add_argument(
         "--config",
         type=find_config,
@@ -94,7 +94,7 @@ def evaluate_command(args: argparse.Namespace, plan: Plan | None) -> None:
         output = args.output or Workdir(args.workdir).evaluation_path(checkpoint)
     else:
         network, output = load_weights_file(args.weights, mesh, plan), args.output
-    source = reopen_source(network.config.data, args.data_dir)
+    source = reopen_source(network.config, args.data_dir)
     split = load_split(source, "test", expected=network.info)
     batch_size = args.batch_size or network.config.batch_size
     with out_of_memory_told(batch_size, mesh):

@@ -87,7 +87,13 @@ def sweep(
     failed: dict[Path, str] = {}
     for number, (path, (file, config)) in enumerate(runs.items(), 1):
         title = f"[{number}/{len(runs)}] {path}"
-        if Workdir(path).finished(config.epochs):
+        try:
+            done = Workdir(path).finished(config.epochs)
+        except UserError as error:  # of this run alone: the others go on
+            failed[path] = str(error)
+            print(f"{title}\nfailed: {failed[path]}", flush=True)
+            continue
+        if done:
             print(f"{title}: done", flush=True)
             continue
         print(title, flush=True)

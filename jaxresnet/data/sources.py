@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxresnet.config.schema import DataConfig
+from jaxresnet.config.schema import Config, DataConfig
 from jaxresnet.data.cifar10 import Cifar10
 from jaxresnet.data.digits import Digits
 from jaxresnet.errors import UserError
@@ -21,14 +21,14 @@ SOURCES: "dict[str, Callable[[DataConfig], Source]]" = {
 """The function that opens a data set, by the configuration's `data.name`."""
 
 
-def reopen_source(config: DataConfig, directory: str = "") -> "Source":
+def reopen_source(config: Config, directory: str = "") -> "Source":
     """The data set of a run or of weights whose folder may have moved since, as `open_source` does.
 
     It is looked for in `directory` if that is given, or in the configuration's folder if that still exists, or in the
     usual places: $TFDS_DATA_DIR and ~/tensorflow_datasets.
     """
-    kept = config.dir if Path(config.dir).expanduser().is_dir() else ""
-    return open_source(config.model_copy(update={"dir": directory or kept}))
+    kept = config.data.dir if Path(config.data.dir).expanduser().is_dir() else ""
+    return open_source(config.replace({"data.dir": directory or kept}).data)
 
 
 def open_source(config: DataConfig, source: str = "") -> "Source":

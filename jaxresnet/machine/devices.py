@@ -15,6 +15,9 @@ from jaxresnet.errors import UserError
 
 T = TypeVar("T")
 
+MOST_CPU_DEVICES = 256
+"""As many virtual devices as the setting `cpu_devices` takes."""
+
 
 def start_devices(device: str, cpu_devices: int) -> Mesh:
     """Start JAX's backend. Returns the mesh of all its local devices, from `local_mesh`.
@@ -56,7 +59,11 @@ def automatic_cpu_devices(batch_size: int) -> int:
     One for each core is the fastest: on two cores, two are faster than one or four (results/speed/curves).
     """
     cores = available_cores()
-    return next(devices for devices in range(min(cores, batch_size), 0, -1) if batch_size % devices == 0)
+    return next(
+        devices
+        for devices in range(min(cores, batch_size, MOST_CPU_DEVICES), 0, -1)
+        if batch_size % devices == 0
+    )
 
 
 def available_cores() -> int:

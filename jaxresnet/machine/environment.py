@@ -84,7 +84,7 @@ def describe_environment(mesh: "Mesh", precision: str, argv: list[str]) -> Start
         platform=platform.platform(),
         cpu=cpu.get("model name") or platform.processor(),
         cpu_cores=os.cpu_count(),
-        cpu_identity=" ".join(cpu.get(key, "?") for key in _CPU_IDENTITY) if cpu else None,
+        cpu_identity=" ".join(cpu[key] for key in _CPU_IDENTITY if key in cpu) or None,
         cpu_flags=[flag for flag in CPU_FLAGS if flag in cpu.get("flags", "").split()],
         physical_cores=_physical_cores(),
         memory_bytes=_memory_bytes(),

@@ -103,7 +103,7 @@ def images_section(plan: Plan, data_dir: str = "") -> Section:
     note = "The paper's Figure 2: the run's first images, and the same augmented."
     config = plan.config
     try:
-        source = reopen_source(config.data, data_dir)
+        source = reopen_source(config, data_dir)
         split = load_split(source, "train", config.data.validation_examples, expected=plan.info)
     except UserError as error:
         return Section(title, note, remark=f"Not shown: {error}")
@@ -153,7 +153,7 @@ def evaluate_run(history: History, mesh: "Mesh", data_dir: str = "") -> Evaluate
     saved = history.workdir.evaluation()
     try:
         network = load_run(history.workdir.path, mesh=mesh)
-        split = load_split(reopen_source(history.config.data, data_dir), "test", expected=network.info)
+        split = load_split(reopen_source(history.config, data_dir), "test", expected=network.info)
     except UserError as error:
         return Evaluated(
             saved, problem=f"Mistakes not shown: {error}" if saved else f"Not evaluated: {error}"

@@ -150,12 +150,16 @@ class StartLog:
 
     def add_train_seconds(self, seconds: float) -> None:
         """Add to the seconds that the last start has trained. Raises OSError if they cannot be written."""
-        self.extend(train_seconds=round((self.read()[-1].train_seconds or 0.0) + seconds, 3))
+        if starts := self.read():
+            self.extend(train_seconds=round((starts[-1].train_seconds or 0.0) + seconds, 3))
 
     def extend(self, **values: Any) -> None:
-        """Set fields of the last start's entry, by name."""
-        *earlier, start = self.read()
-        write_json(self._path, [to_json(each) for each in (*earlier, dataclasses.replace(start, **values))])
+        """Set fields of the last start's entry, by name. Nothing is written if somebody removed the file meanwhile."""
+        if starts := self.read():
+            *earlier, start = starts
+            write_json(
+                self._path, [to_json(each) for each in (*earlier, dataclasses.replace(start, **values))]
+            )
 
 
 def read_evaluation(path: Path) -> EvaluationRecord | None:

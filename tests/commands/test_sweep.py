@@ -1,16 +1,20 @@
 """A sweep as a user meets it, in fresh processes: interrupted, with a run that fails, and started again."""
 
 import json
+import shutil
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from helpers import run_command, signal_command
 
+from jaxresnet import sweep as sweep_module
 from jaxresnet.config.files import dump_config, load_config
 from jaxresnet.config.flags import ArgumentParser, add_setting_arguments, setting_arguments, to_arguments
 from jaxresnet.config.schema import Config
 from jaxresnet.errors import UserError
+from jaxresnet.runs.records import EpochLog, EpochRecord
 from jaxresnet.sweep import planned_runs
 
 
@@ -95,3 +99,25 @@ def test_settings_survive_the_way_through_flags():
     given = setting_arguments(parser.parse(to_arguments(settings)))
     assert set(given) == set(settings)
     assert Config().replace(given) == Config().replace(settings)
+
+
+def test_a_run_that_has_trained_longer_fails_alone(
+    tmp_path: Path, configs: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+):
+    """The other runs of the sweep go on."""
+    trained: list[str] = []
+
+    def train(arguments: Sequence[str]) -> tuple[int, str]:
+        trained.append(arguments[arguments.index("--workdir") + 1])
+        return 0, ""
+
+    monkeypatch.setattr(sweep_module, "train", train)
+    longer = tmp_path / "runs" / "plain" / "seed0"
+    longer.mkdir(parents=True)
+    shutil.copy(configs[0], longer / "config.toml")
+    record = EpochRecord(5, 225, 0.1, 1.0, 0.5, seconds=1.0, images_per_second=1.0)
+    EpochLog(longer / "metrics.jsonl").append(record)
+    failed = sweep_module.sweep(configs, [0], tmp_path / "runs")
+    assert list(failed) == [longer]
+    assert "has trained for 5 epochs already, expected at least as many, found 3" in failed[longer]
+    assert trained == [str(tmp_path / "runs" / "other" / "seed0")]

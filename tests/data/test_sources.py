@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxresnet.config.schema import DataConfig
+from jaxresnet.config.schema import Config, DataConfig
 from jaxresnet.data import cifar10
 from jaxresnet.data.sources import SOURCES, open_source, reopen_source
 from jaxresnet.data.splits import Split, load_split, load_splits
@@ -152,12 +152,12 @@ def test_the_data_of_a_run_is_found_where_it_is_now(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("TFDS_DATA_DIR", usual)
     monkeypatch.setattr(cifar10, "_require_network", lambda root: (_ for _ in ()).throw(UserError(str(root))))
 
-    def place(config: DataConfig, directory: str = "") -> str:
+    def place(folder: str, directory: str = "") -> str:
         with pytest.raises(UserError) as caught:
-            reopen_source(config, directory).read("test")
+            reopen_source(Config().replace({"data.dir": folder}), directory).read("test")
         return str(caught.value)
 
-    assert place(DataConfig(dir=kept)) == kept
-    assert place(DataConfig(dir=str(tmp_path / "gone"))) == usual
-    assert place(DataConfig()) == usual
-    assert place(DataConfig(dir=kept), other) == other
+    assert place(kept) == kept
+    assert place(str(tmp_path / "gone")) == usual
+    assert place("") == usual
+    assert place(kept, other) == other

@@ -45,7 +45,7 @@ def two_runs(reference: Reference, place: Path) -> Iterator[Finding]:
     first.kill()
     first.wait()
     code, _, other = reference.train(workdir)
-    if code != 2 or "epochs: the run is at step" not in other:  # it is past the fourth epoch
+    if code != 2 or "epochs already" not in other:  # it is past the fourth epoch
         problems.append(f"after kill -9: {code} {other[:300]}")
     yield Finding(
         "a second run in the same folder; evaluate, report and summary meanwhile",

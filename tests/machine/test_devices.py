@@ -63,6 +63,7 @@ def test_a_batch_that_does_not_divide(batch_size: int, count: int, nearest: str)
         (3, 64, 2),
         (16, 1, 1),
         (6, 35, 5),
+        (384, 768, 256),  # as many as the setting takes
     ],
 )
 def test_a_cpu_is_divided_by_its_cores_as_far_as_the_batch_is(

@@ -211,3 +211,10 @@ def test_json_is_replaced_whole_or_not_at_all(tmp_path: Path):
         write_json(tmp_path / "a.json", {"x": float("inf")})
     assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_log_of_starts_that_somebody_removed_ends_no_run(tmp_path: Path):
+    starts = Workdir(tmp_path).starts
+    starts.add_train_seconds(3.0)
+    starts.extend(seconds=5.0)
+    assert starts.read() == []

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator
 
-import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 from pytorch_twin import Normalise, ResNet, make_optimizer
 from torch.nn.functional import cross_entropy  # pyright: ignore[reportMissingImports]
@@ -11,7 +10,7 @@ from torch.nn.functional import cross_entropy  # pyright: ignore[reportMissingIm
 from jaxresnet.data.batches import Batch, evaluation_batches, train_batches
 from jaxresnet.data.sources import open_source
 from jaxresnet.data.splits import Split, load_splits
-from jaxresnet.learning.optimizer import make_schedule
+from jaxresnet.learning.optimizer import learning_rate, make_rates
 from jaxresnet.plan import Plan
 from jaxresnet.runs.records import EpochRecord
 
@@ -26,7 +25,7 @@ class PytorchRun:
         self._network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self._normalise = Normalise(plan.info)
         self._optimizer = make_optimizer(plan, self._network)
-        self._schedule = make_schedule(plan)
+        self._rates = make_rates(plan)
         self._step = 0
 
     def epochs(self) -> Iterator[EpochRecord]:
@@ -58,7 +57,7 @@ class PytorchRun:
         while self._step < end:
             batch = next(batches)
             for group in self._optimizer.param_groups:
-                group["lr"] = float(np.asarray(self._schedule(self._step)))
+                group["lr"] = float(learning_rate(self._rates, self._step))
             labels = torch.tensor(batch.label).long()
             self._optimizer.zero_grad()
             logits = self._network(self._normalise(torch.tensor(batch.image)))

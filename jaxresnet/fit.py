@@ -1,5 +1,6 @@
 """A whole training run: `fit` and its stages."""
 
+import functools
 import sys
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ from jaxresnet.data.batches import Batch, train_batches
 from jaxresnet.data.sources import open_source
 from jaxresnet.data.splits import Split, load_splits
 from jaxresnet.errors import UserError
-from jaxresnet.learning.learner import Learner, make_learner
+from jaxresnet.learning.learner import Learner, make_hyperparameters, make_learner, random_key
 from jaxresnet.learning.state import TrainState, make_init, state_template
 from jaxresnet.learning.step import make_train_step
 from jaxresnet.machine.devices import (
@@ -97,11 +98,13 @@ def compile_steps(learner: Learner, template: TrainState, mesh: Mesh) -> Compile
     zeros = np.zeros((config.batch_size, *image_shape), np.uint8)
     labels, mask = np.zeros(config.batch_size, np.int32), np.ones(config.batch_size, bool)
     batch = shard_batch(mesh, Batch(zeros, labels, mask))
-    train_step = jax.jit(make_train_step(learner), donate_argnums=0, out_shardings=replicated(mesh))
-    compiled = train_step.lower(template, batch).compile()
+    hyperparameters = jax.device_put(make_hyperparameters(learner.plan), replicated(mesh))
+    train_step = jax.jit(make_train_step(learner), donate_argnums=1, out_shardings=replicated(mesh))
+    compiled = train_step.lower(hyperparameters, template, batch).compile()
     check_memory(config.batch_size, mesh, compiled)
     eval_step = jit_eval_step(learner, mesh).lower(template.variables, template.metrics, batch).compile()
-    return CompiledSteps(compiled, eval_step, round(time.monotonic() - began, 1))
+    train = functools.partial(compiled, hyperparameters)
+    return CompiledSteps(train, eval_step, round(time.monotonic() - began, 1))
 
 
 def run_to_end(
@@ -155,7 +158,7 @@ def restore_or_init(
     # Not optimised, because it runs only once and so compiles in a fraction of the time.
     options = {"xla_backend_optimization_level": 0} if on_cpu(mesh) else None
     init = jax.jit(make_init(learner), out_shardings=replicated(mesh), compiler_options=options)
-    return jax.block_until_ready(init())
+    return jax.block_until_ready(init(random_key(learner.plan.config.seed)))
 
 
 def check_start(plan: Plan, step: int) -> None:

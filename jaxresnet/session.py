@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import NamedTuple, NoReturn
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from jaxresnet.data.batches import Batch
@@ -16,8 +15,9 @@ from jaxresnet.data.splits import Split
 from jaxresnet.errors import UserError
 from jaxresnet.learning.learner import Learner
 from jaxresnet.learning.metrics import Metrics
+from jaxresnet.learning.optimizer import learning_rate, make_rates
 from jaxresnet.learning.state import TrainState
-from jaxresnet.learning.step import EvalStep, TrainStep
+from jaxresnet.learning.step import EvalStep
 from jaxresnet.machine.devices import replicated
 from jaxresnet.machine.signals import Stop
 from jaxresnet.reporting.progress import Reporter
@@ -32,9 +32,12 @@ the reaction to signals and errors."""
 
 
 class CompiledSteps(NamedTuple):
-    """The two steps of a run, compiled for its batch size, and the `seconds` that compiling took."""
+    """The two steps of a run, compiled for its batch size, and the `seconds` that compiling took.
 
-    train: TrainStep
+    `train` has the run's hyperparameters already.
+    """
+
+    train: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
     evaluate: EvalStep
     seconds: float
 
@@ -111,7 +114,7 @@ class Session:
         record = EpochRecord(
             epoch=epoch + 1,
             step=int(state.step),
-            learning_rate=float(np.asarray(self.learner.schedule(int(state.step) - 1))),
+            learning_rate=float(learning_rate(make_rates(self.learner.plan), int(state.step) - 1)),
             train_loss=train.loss,
             train_accuracy=train.accuracy,
             seconds=seconds,

@@ -1,11 +1,12 @@
 """Helpers for several test modules and the fault campaign: small plans, devices, commands in new processes."""
 
 import contextlib
+import functools
 import os
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxresnet.config.schema import Config
+from jaxresnet.data.batches import Batch
 from jaxresnet.data.sources import open_source
-from jaxresnet.learning.state import TrainState
+from jaxresnet.learning.learner import Learner, make_hyperparameters, random_key
+from jaxresnet.learning.metrics import Metrics
+from jaxresnet.learning.state import TrainState, make_init
+from jaxresnet.learning.step import make_train_step
 from jaxresnet.plan import Plan, resolve
 from jaxresnet.runs.workdir import Workdir
 
@@ -48,6 +53,20 @@ def mesh_of(devices: int) -> Mesh:
     from jaxresnet.machine.devices import local_mesh
 
     return local_mesh(jax.devices()[:devices])
+
+
+def initial_state(learner: Learner, sharding: Any = None) -> TrainState:
+    """The state before the first step."""
+    init = jax.jit(make_init(learner), out_shardings=sharding)
+    return init(random_key(learner.plan.config.seed))
+
+
+def jitted_train_step(
+    learner: Learner, sharding: Any = None, *, donate: bool = False
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The jitted train step with the hyperparameters of the learner's plan put in."""
+    step = jax.jit(make_train_step(learner), out_shardings=sharding, donate_argnums=1 if donate else ())
+    return functools.partial(step, make_hyperparameters(learner.plan))
 
 
 def timeless_records(workdir: Path) -> list[dict[str, Any]]:

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import chex
-import jax
 import pytest
-from helpers import mesh_of
+from helpers import at_step, initial_state, mesh_of
 
 from jaxresnet.config.files import load_config
 from jaxresnet.errors import UserError
 from jaxresnet.learning.learner import Learner
-from jaxresnet.learning.state import make_init, state_template
+from jaxresnet.learning.state import state_template
 from jaxresnet.machine.devices import replicated
 from jaxresnet.plan import Plan
 from jaxresnet.runs.checkpoint import Checkpoints
@@ -73,8 +72,7 @@ def test_configuration_weights_and_records(tmp_path: Path, proof: Path, payload:
 
 
 def test_every_file_of_a_checkpoint(tmp_path: Path, proof: Path, payload: bytes, tiny_learner: Learner):
-    state = jax.jit(make_init(tiny_learner))()
-    state = state.replace(step=jax.numpy.int32(7))
+    state = at_step(initial_state(tiny_learner), 7)
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         checkpoints.save(state, accuracy=0.5)
     template = state_template(tiny_learner, replicated(mesh_of(1)))

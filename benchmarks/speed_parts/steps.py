@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxresnet.fit import compile_steps
-from jaxresnet.learning.learner import make_learner
+from jaxresnet.learning.learner import make_learner, random_key
 from jaxresnet.learning.metrics import Metrics
 from jaxresnet.learning.state import make_init, state_template
 from jaxresnet.machine.devices import on_cpu, replicated, shard_batch
@@ -26,7 +26,7 @@ def jax_contender(plan: Plan, mesh: Mesh, convolution: Convolution | None, note:
     """The run's own two compiled steps, as many in flight as in a run; `note` is added to the name."""
     learner = make_learner(plan, convolution)
     compiled = compile_steps(learner, state_template(learner, replicated(mesh)), mesh)
-    states = [jax.jit(make_init(learner), out_shardings=replicated(mesh))()]
+    states = [jax.jit(make_init(learner), out_shardings=replicated(mesh))(random_key(plan.config.seed))]
     empty = jax.tree.map(jnp.copy, states[0].metrics)
     batch = shard_batch(mesh, random_batch(plan))
 
@@ -46,8 +46,8 @@ def jax_contender(plan: Plan, mesh: Mesh, convolution: Convolution | None, note:
             previous, metrics = metrics, compiled.evaluate(states[0].variables, metrics, batch)
         jax.block_until_ready(metrics)
 
-    program: Any = compiled.train  # a jax.stages.Compiled
-    memory = program.memory_analysis().temp_size_in_bytes
+    program: Any = compiled.train  # a jax.stages.Compiled, with the hyperparameters put in
+    memory = program.func.memory_analysis().temp_size_in_bytes
     facts = {"compile_seconds": compiled.seconds, "temporary_bytes": memory}
     return Contender(f"JAX {plan.config.precision}{note}", train, evaluate, facts)
 

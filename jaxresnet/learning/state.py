@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxresnet.learning.learner import Learner
+from jaxresnet.learning.learner import Learner, random_key
 from jaxresnet.learning.metrics import Metrics
+from jaxresnet.learning.optimizer import make_optimizer, make_rates
 
 Variables = dict[str, Any]
 """What a prediction needs: {"params": tree, "batch_stats": tree}, all leaves float32."""
@@ -16,7 +17,7 @@ Variables = dict[str, Any]
 ITEMS = {"weights": ("params", "batch_stats"), "rest": ("opt_state", "step", "metrics", "average")}
 """The items of a checkpoint and their fields of the state: what a prediction needs, and what only training needs."""
 
-# Each random stream of a run is derived from the run's seed and one of these numbers.
+# Each random stream of a run is derived from the run's key and one of these numbers.
 _INIT, _DROPOUT = 0, 1
 
 
@@ -52,36 +53,33 @@ class TrainState(struct.PyTreeNode):
         return cls(**{name: value for item in items.values() for name, value in item.items()})
 
 
-def dropout_key(learner: Learner, step: jax.Array) -> jax.Array:
-    """The random key of a step's dropout. It depends on the run's seed and `step` alone, the steps taken, int32 []."""
-    return jax.random.fold_in(_stream(learner, _DROPOUT), step)
+def dropout_key(key: jax.Array, step: jax.typing.ArrayLike) -> jax.Array:
+    """The random key [] of a step's dropout, from the run's `key` [] and `step`, the steps taken, int32 []."""
+    return jax.random.fold_in(jax.random.fold_in(key, _DROPOUT), step)
 
 
-def _stream(learner: Learner, salt: int) -> jax.Array:
-    return jax.random.fold_in(jax.random.key(learner.plan.config.seed), salt)
-
-
-def make_init(learner: Learner) -> Callable[[], TrainState]:
-    """A function that makes the state before the first step, from the seed alone."""
+def make_init(learner: Learner) -> Callable[[jax.Array], TrainState]:
+    """A function that makes the state before the first step, from the run's random key [] alone."""
     info = learner.plan.info
+    optimizer = make_optimizer(learner.plan, make_rates(learner.plan))
 
-    def init() -> TrainState:
+    def init(key: jax.Array) -> TrainState:
         images = jnp.zeros((1, *info.image_shape))
-        variables = learner.model.init(_stream(learner, _INIT), images, train=False)
+        variables = learner.model.init(jax.random.fold_in(key, _INIT), images, train=False)
         return TrainState(
             step=jnp.int32(0),
             params=variables["params"],
             batch_stats=variables["batch_stats"],
-            opt_state=learner.optimizer.init(variables["params"]),
+            opt_state=optimizer.init(variables["params"]),
             metrics=Metrics.empty(info.classes),
         )
 
     return init
 
 
-def state_template(learner: Learner, sharding: jax.sharding.Sharding) -> TrainState:
+def state_template(learner: Learner, sharding: jax.sharding.Sharding | None = None) -> TrainState:
     """The train state with a jax.ShapeDtypeStruct of that sharding in place of each array. Nothing is computed."""
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        jax.eval_shape(make_init(learner)),
+        jax.eval_shape(make_init(learner), random_key(0)),
     )

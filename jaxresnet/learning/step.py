@@ -13,14 +13,15 @@ import optax
 
 from jaxresnet.data.batches import Batch
 from jaxresnet.data.info import DatasetInfo
-from jaxresnet.learning.learner import Learner
+from jaxresnet.learning.learner import Hyperparameters, Learner
 from jaxresnet.learning.losses import Loss
 from jaxresnet.learning.metrics import Metrics
+from jaxresnet.learning.optimizer import make_optimizer
 from jaxresnet.learning.state import TrainState, Variables, dropout_key
 from jaxresnet.learning.targets import soft_targets
 from jaxresnet.network.resnet import ResNet
 
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+TrainStep = Callable[[Hyperparameters, TrainState, Batch], tuple[TrainState, Metrics]]
 EvalStep = Callable[[Variables, Metrics, Batch], Metrics]
 Predict = Callable[[Variables, Any], jax.Array]
 
@@ -48,7 +49,7 @@ def _check_batch(batch: Batch) -> None:
 
 
 def make_train_step(learner: Learner) -> TrainStep:
-    """A function (state, batch) -> (next state, the epoch's metrics so far).
+    """A function (hyperparameters, state, batch) -> (next state, the epoch's metrics so far).
 
     The metrics are in the state, too. They are returned separately so that they can still be read after the state has
     been donated to the next step. The batch is checked when the function is traced: it raises AssertionError for labels
@@ -56,11 +57,13 @@ def make_train_step(learner: Learner) -> TrainStep:
     """
     info = learner.plan.info
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def train_step(
+        hyperparameters: Hyperparameters, state: TrainState, batch: Batch
+    ) -> tuple[TrainState, Metrics]:
         _check_batch(batch)
         images = preprocess(info, batch.image)
         targets = soft_targets(batch.label, info.classes)
-        dropout = dropout_key(learner, state.step)
+        dropout = dropout_key(hyperparameters.key, state.step)
 
         def mean_loss(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Any]]:
             logits, updates = learner.model.apply(
@@ -75,7 +78,8 @@ def make_train_step(learner: Learner) -> TrainStep:
 
         gradient = jax.value_and_grad(mean_loss, has_aux=True)
         (loss, (logits, losses, batch_stats)), gradients = gradient(state.params)
-        updates, opt_state = learner.optimizer.update(gradients, state.opt_state, state.params)
+        optimizer = make_optimizer(learner.plan, hyperparameters.rates)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         step = state.step + 1
         metrics = state.metrics.add(logits, batch.label, losses, batch.mask)
         finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradients))

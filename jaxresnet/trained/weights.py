@@ -20,7 +20,7 @@ from jaxresnet.data.info import DatasetInfo
 from jaxresnet.data.sources import open_source
 from jaxresnet.errors import UserError
 from jaxresnet.learning.learner import make_learner
-from jaxresnet.learning.state import Variables, make_init
+from jaxresnet.learning.state import Variables, state_template
 from jaxresnet.plan import Plan, resolve
 from jaxresnet.runs.files import parse_record, to_json
 
@@ -87,7 +87,7 @@ def from_state_dict(plan: Plan, state_dict: Mapping[str, np.ndarray]) -> Variabl
     `num_batches_tracked` is ignored. Raises UserError with one line for each name that is missing or unknown, or whose
     array has a wrong shape or is not floating point.
     """
-    shapes = jax.eval_shape(make_init(make_learner(plan))).variables
+    shapes = state_template(make_learner(plan)).variables
     template = cast(dict[tuple[str, ...], Any], flatten_dict(shapes))
     expected = {_torch_name(path): (path, leaf) for path, leaf in template.items()}
     found = {name: value for name, value in state_dict.items() if not name.endswith("num_batches_tracked")}

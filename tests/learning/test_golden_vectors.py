@@ -5,14 +5,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from helpers import plan_of
+from helpers import initial_state, jitted_train_step, plan_of
 from numpy.lib.npyio import NpzFile
 
 from jaxresnet.data.batches import Batch
 from jaxresnet.learning.learner import make_learner
 from jaxresnet.learning.metrics import Metrics
-from jaxresnet.learning.state import TrainState, make_init
-from jaxresnet.learning.step import make_predict, make_train_step
+from jaxresnet.learning.state import TrainState
+from jaxresnet.learning.step import make_predict
 from jaxresnet.trained.weights import from_state_dict, to_state_dict
 
 PLAN = plan_of(
@@ -44,8 +44,8 @@ def state_dict(golden: NpzFile, prefix: str) -> dict[str, np.ndarray]:
 def trained(golden: NpzFile) -> list[tuple[TrainState, float]]:
     """State and mean loss after each step."""
     learner = make_learner(PLAN)
-    state = jax.jit(make_init(learner))().replace(**from_state_dict(PLAN, state_dict(golden, "initial")))
-    step, path = jax.jit(make_train_step(learner)), []
+    state = initial_state(learner).replace(**from_state_dict(PLAN, state_dict(golden, "initial")))
+    step, path = jitted_train_step(learner), []
     for images, labels in zip(golden["images"], golden["labels"], strict=True):
         batch = Batch(images, labels, np.ones(8, bool))
         state, metrics = step(state.replace(metrics=Metrics.empty(10)), batch)

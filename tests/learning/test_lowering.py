@@ -3,16 +3,19 @@
 No GPU is needed for that: JAX lowers for a platform that is not there.
 """
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
-from helpers import plan_of
+from helpers import initial_state, plan_of
 from jax import export
 
+from jaxresnet.config.schema import Config
 from jaxresnet.data.batches import Batch
 from jaxresnet.data.splits import Split
-from jaxresnet.learning.learner import Learner, make_learner
-from jaxresnet.learning.state import make_init, state_template
+from jaxresnet.learning.learner import Learner, make_hyperparameters, make_learner
+from jaxresnet.learning.state import state_template
 from jaxresnet.learning.step import make_predict, make_train_step
 from jaxresnet.machine.devices import local_mesh, replicated
 from jaxresnet.network.blocks import Convolution
@@ -32,7 +35,25 @@ def train_step_for(platform: str, plan: Plan, convolution: Convolution | None = 
         label=jax.ShapeDtypeStruct((size,), "int32"),
         mask=jax.ShapeDtypeStruct((size,), "bool"),
     )
-    return export.export(jax.jit(make_train_step(learner)), platforms=[platform])(shapes, batch).mlir_module()
+    traced = jax.jit(make_train_step(learner)).trace(make_hyperparameters(plan), shapes, batch)
+    return traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+def test_runs_of_other_seeds_rates_and_lengths_share_one_program(tiny_config: Config):
+    """What follows from these settings are inputs. So the compilation cache serves the other runs of a sweep."""
+    others: list[dict[str, Any]] = [
+        {"seed": 7},
+        {"optimizer.learning_rate": 0.2},
+        {"optimizer.momentum": 0.5},
+        {"optimizer.weight_decay": 0.0},
+        {"epochs": 9},
+        {"optimizer.schedule_epochs": 200},
+        {"optimizer.schedule": "constant"},
+    ]
+    program = train_step_for("cpu", plan_of(tiny_config))
+    for settings in others:
+        assert train_step_for("cpu", plan_of(tiny_config, settings)) == program, settings
+    assert train_step_for("cpu", plan_of(tiny_config, {"optimizer.decoupled": False})) != program
 
 
 def counts(text: str) -> tuple[int, int]:
@@ -58,7 +79,7 @@ def exported(tiny_learner: Learner) -> export.Exported:
     """The prediction for a CPU and a GPU, with the batch size left open; through bytes, as one would store it."""
     info = tiny_learner.plan.info
     (size,) = export.symbolic_shape("size")
-    variables = jax.eval_shape(make_init(tiny_learner)).variables
+    variables = state_template(tiny_learner).variables
     images = jax.ShapeDtypeStruct((size, *info.image_shape), "uint8")
     predict = jax.jit(make_predict(tiny_learner.model, info))
     stored = export.export(predict, platforms=["cpu", "cuda"])(variables, images).serialize()
@@ -69,7 +90,7 @@ def test_the_exported_prediction_takes_any_batch_size(
     exported: export.Exported, tiny_learner: Learner, digits: Split
 ):
     assert exported.platforms == ("cpu", "cuda")
-    variables = jax.jit(make_init(tiny_learner))().variables
+    variables = initial_state(tiny_learner).variables
     expected = jax.jit(make_predict(tiny_learner.model, tiny_learner.plan.info))(variables, digits.images[:7])
     for size in (7, 3):
         logits = jax.jit(exported.call)(variables, digits.images[:size])

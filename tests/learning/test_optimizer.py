@@ -9,11 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import plan_of
+from helpers import initial_state, plan_of
 
 from jaxresnet.learning.learner import Learner
-from jaxresnet.learning.optimizer import make_optimizer, make_schedule
-from jaxresnet.learning.state import make_init
+from jaxresnet.learning.optimizer import learning_rate, make_optimizer, make_rates
 from jaxresnet.plan import Plan
 
 
@@ -24,7 +23,7 @@ def optimized(**settings: object) -> Plan:
 
 def train(plan: Plan, theta: float, gradient: Callable[[Any], Any], steps: int) -> list[float]:
     """The values of one parameter after each step."""
-    optimizer, params = make_optimizer(plan, make_schedule(plan)), {"w": jnp.asarray([theta], jnp.float32)}
+    optimizer, params = make_optimizer(plan, make_rates(plan)), {"w": jnp.asarray([theta], jnp.float32)}
     state, path = optimizer.init(params), []
     for _ in range(steps):
         updates, state = optimizer.update(jax.tree.map(gradient, params), state, params)
@@ -67,16 +66,16 @@ def test_ten_steps_of_a_quadratic(decoupled: bool):
 
 
 def test_all_parameters_decay(tiny_learner: Learner):
-    params = jax.tree.map(jnp.ones_like, jax.jit(make_init(tiny_learner))().params)
+    params = jax.tree.map(jnp.ones_like, initial_state(tiny_learner).params)
     plan = optimized(learning_rate=0.5, weight_decay=0.5, schedule="constant")
-    optimizer = make_optimizer(plan, make_schedule(plan))
+    optimizer = make_optimizer(plan, make_rates(plan))
     updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
     for leaf in jax.tree.leaves(updates):
         np.testing.assert_array_equal(leaf, np.full(leaf.shape, -0.25, np.float32))
 
 
 def rate_at(plan: Plan, step: int) -> float:
-    return float(jnp.asarray(make_schedule(plan)(step)))
+    return float(learning_rate(make_rates(plan), step))
 
 
 def test_cosine_schedule():
@@ -90,6 +89,16 @@ def test_cosine_schedule():
     ]:
         assert rate_at(plan_of(), step) == pytest.approx(expected, abs=1e-6)
     assert rate_at(plan_of(), 15_624) == pytest.approx(0.0452, abs=1e-4)
+
+
+def test_the_cosine_is_optaxs_to_rounding():
+    plan = plan_of()
+    expected = optax.cosine_decay_schedule(0.05, plan.schedule_steps)
+    steps = np.arange(0, 90_000, 997)
+    found = [rate_at(plan, int(step)) for step in steps]
+    np.testing.assert_allclose(
+        found, [float(jnp.asarray(expected(int(step)))) for step in steps], rtol=3e-7, atol=1e-8
+    )
 
 
 def test_schedule_epochs_zero_follows_the_run():

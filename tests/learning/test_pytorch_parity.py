@@ -19,7 +19,7 @@ pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch
 
 import pytorch_twin
 import torch
-from helpers import ROOT, plan_of
+from helpers import ROOT, initial_state, jitted_train_step, plan_of
 
 from jaxresnet.config.files import load_config
 from jaxresnet.data.batches import Batch, train_batches
@@ -27,8 +27,8 @@ from jaxresnet.data.sources import open_source
 from jaxresnet.data.splits import load_split
 from jaxresnet.learning.learner import Learner, make_learner
 from jaxresnet.learning.metrics import Metrics
-from jaxresnet.learning.state import TrainState, make_init
-from jaxresnet.learning.step import make_predict, make_train_step, preprocess
+from jaxresnet.learning.state import TrainState
+from jaxresnet.learning.step import make_predict, preprocess
 from jaxresnet.learning.targets import soft_targets
 from jaxresnet.network import blocks, cpu_convolution
 from jaxresnet.plan import Plan
@@ -96,7 +96,7 @@ def double(tree: Any) -> Any:
 def initial(plan: Plan) -> TrainState:
     """A state with BatchNorm scales, biases and statistics that differ from channel to channel."""
     with jax.enable_x64(False):
-        state = jax.jit(make_init(make_learner(plan)))()
+        state = initial_state(make_learner(plan))
     leaves, tree = jax.tree.flatten(jax.device_get((state.params, state.batch_stats)))
     generator = np.random.default_rng(0)
     leaves = [
@@ -253,7 +253,7 @@ def test_twenty_steps_of_sgd_with_coupled_decay(batches: list[Batch], name: str)
     optimizer = pytorch_twin.make_optimizer(plan, network)
     state = double(state)
     state = state.replace(opt_state=double(state.opt_state))
-    step = jax.jit(make_train_step(make_learner(plan)))
+    step = jitted_train_step(make_learner(plan))
     for k, batch in enumerate(batches):
         state, metrics = step(state.replace(metrics=double(Metrics.empty(10))), batch)
         loss = torch_loss(plan, network(images_for(plan, batch, torch.float64)), batch)

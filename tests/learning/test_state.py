@@ -4,17 +4,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import mesh_of, plan_of
+from helpers import initial_state, mesh_of, plan_of
 
 from jaxresnet.config.schema import Config
-from jaxresnet.learning.learner import Learner, make_learner
-from jaxresnet.learning.state import ITEMS, TrainState, dropout_key, make_init, state_template
+from jaxresnet.learning.learner import Learner, make_learner, random_key
+from jaxresnet.learning.state import ITEMS, TrainState, dropout_key, state_template
 from jaxresnet.machine.devices import replicated
 
 
 @pytest.fixture(scope="module")
 def state(tiny_learner: Learner) -> TrainState:
-    return jax.jit(make_init(tiny_learner))()
+    return initial_state(tiny_learner)
 
 
 @pytest.mark.parametrize("with_average", [False, True])
@@ -39,8 +39,7 @@ def test_every_field_is_an_item():
 
 def test_the_state_begins_from_the_seed_alone(tiny_config: Config, state: TrainState):
     again, other = (
-        jax.jit(make_init(make_learner(plan_of(tiny_config, {"seed": seed, "epochs": 5}))))()
-        for seed in (0, 1)
+        initial_state(make_learner(plan_of(tiny_config, {"seed": seed, "epochs": 5}))) for seed in (0, 1)
     )
     jax.tree.map(np.testing.assert_array_equal, again, state)
     assert not np.array_equal(other.params["head"]["kernel"], state.params["head"]["kernel"])
@@ -57,9 +56,9 @@ def test_the_template_has_shapes_and_a_place_in_place_of_arrays(tiny_learner: Le
         assert (shape.shape, shape.dtype, shape.sharding) == (leaf.shape, leaf.dtype, sharding)
 
 
-def test_each_step_and_seed_has_its_own_dropout_key(tiny_config: Config):
+def test_each_step_and_seed_has_its_own_dropout_key():
     keys = [
-        jax.random.key_data(dropout_key(make_learner(plan_of(tiny_config, {"seed": seed})), jnp.int32(step)))
+        jax.random.key_data(dropout_key(random_key(seed), jnp.int32(step)))
         for seed, step in [(0, 0), (0, 1), (1, 0), (1, 1)]
     ]
     assert len({tuple(key.tolist()) for key in keys}) == 4

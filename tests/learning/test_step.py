@@ -1,22 +1,23 @@
 """The train and evaluation steps."""
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import mesh_of, plan_of
+from helpers import initial_state, jitted_train_step, mesh_of, plan_of
 
 from jaxresnet.config.schema import Config
 from jaxresnet.data.batches import Batch
 from jaxresnet.data.cifar10 import INFO
 from jaxresnet.data.splits import Split
-from jaxresnet.learning.learner import Learner, make_learner
+from jaxresnet.learning.learner import Learner, make_hyperparameters, make_learner
 from jaxresnet.learning.losses import mse
 from jaxresnet.learning.metrics import Metrics
-from jaxresnet.learning.state import TrainState, make_init
+from jaxresnet.learning.state import TrainState, state_template
 from jaxresnet.learning.step import make_eval_step, make_predict, make_train_step, preprocess
 from jaxresnet.machine.devices import replicated, shard_batch
 
@@ -27,8 +28,8 @@ def batch_of(split: Split, size: int = 8) -> Batch:
 
 def train(learner: Learner, split: Split, devices: int, steps: int) -> TrainState:
     mesh = mesh_of(devices)
-    state = jax.jit(make_init(learner), out_shardings=replicated(mesh))()
-    step = jax.jit(make_train_step(learner), donate_argnums=0, out_shardings=replicated(mesh))
+    state = initial_state(learner, replicated(mesh))
+    step = jitted_train_step(learner, replicated(mesh), donate=True)
     for k in range(steps):
         rows = np.arange(k, k + 8) % len(split.labels)
         batch = Batch(split.images[rows], split.labels[rows], np.ones(8, bool))
@@ -50,7 +51,7 @@ def test_images_of_another_dtype_are_refused(tiny_learner: Learner, dtype: type)
     images = np.zeros((2, 32, 32, 3), dtype)
     with pytest.raises(TypeError, match=f"expected uint8 images, found {np.dtype(dtype)}"):
         preprocess(INFO, images)
-    variables = jax.eval_shape(make_init(tiny_learner)).variables
+    variables = state_template(tiny_learner).variables
     with pytest.raises(TypeError, match="expected uint8 images"):
         jax.eval_shape(make_predict(tiny_learner.model, INFO), variables, images)
 
@@ -84,8 +85,8 @@ BAD_BATCHES: dict[str, dict[str, Any]] = {
 def test_labels_and_masks_that_would_be_broadcast_are_refused_when_tracing(
     tiny_learner: Learner, digits: Split, problem: str
 ):
-    state, batch = jax.eval_shape(make_init(tiny_learner)), batch_of(digits)
-    train_step = make_train_step(tiny_learner)
+    state, batch = state_template(tiny_learner), batch_of(digits)
+    train_step = partial(make_train_step(tiny_learner), make_hyperparameters(tiny_learner.plan))
     eval_step = make_eval_step(tiny_learner.model, tiny_learner.plan.info, tiny_learner.loss)
     jax.eval_shape(train_step, state, batch)
     jax.eval_shape(eval_step, state.variables, state.metrics, batch)
@@ -109,7 +110,7 @@ def test_four_devices_train_like_one(tiny_learner: Learner, digits: Split):
 
 def test_batch_norm_uses_the_whole_batch_of_all_devices(tiny_learner: Learner, digits: Split):
     state = train(tiny_learner, digits, 4, 1)
-    params = jax.jit(make_init(tiny_learner))().params
+    params = initial_state(tiny_learner).params
     images = preprocess(tiny_learner.plan.info, batch_of(digits).image)
     stem = tiny_learner.model.layers.conv(3, 4, 3, 1, "stem_conv")
     conv = stem.apply({"params": params["stem_conv"]}, images)
@@ -127,7 +128,7 @@ def test_the_step_descends_its_own_gradient(tiny_config: Config, digits: Split):
         "model.dropout_rate": 0.0,
     }
     learner = make_learner(plan_of(tiny_config, settings))
-    init, batch = jax.jit(make_init(learner))(), batch_of(digits)
+    init, batch = initial_state(learner), batch_of(digits)
 
     def loss(params: dict) -> jax.Array:
         logits, _ = learner.model.apply(
@@ -139,7 +140,7 @@ def test_the_step_descends_its_own_gradient(tiny_config: Config, digits: Split):
         return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(8), batch.label])
 
     value, gradient = jax.jit(jax.value_and_grad(loss))(init.params)
-    state, metrics = jax.jit(make_train_step(learner))(init, batch)
+    state, metrics = jitted_train_step(learner)(init, batch)
     expected = jax.tree.map(lambda theta, g: theta - 0.1 * g, init.params, gradient)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), state.params, expected)
     assert metrics.loss == pytest.approx(float(value), rel=1e-5)
@@ -153,7 +154,7 @@ def test_training_learns_the_batch_by_heart(tiny_config: Config, digits: Split, 
     # The cosine of the paper, which hardly falls in so few steps.
     settings = {"optimizer.learning_rate": rate, "optimizer.schedule_epochs": 200, "model.dropout_rate": 0.0}
     learner = make_learner(plan_of(tiny_config, settings | {"precision": precision, "loss": loss}))
-    step, state = jax.jit(make_train_step(learner)), jax.jit(make_init(learner))()
+    step, state = jitted_train_step(learner), initial_state(learner)
     losses = []
     for _ in range(60):
         state, metrics = step(state.replace(metrics=Metrics.empty(10)), batch_of(digits))
@@ -165,23 +166,23 @@ def test_training_learns_the_batch_by_heart(tiny_config: Config, digits: Split, 
 
 
 def test_dropout_depends_on_seed_and_step_alone(tiny_learner: Learner, digits: Split):
-    step, batch = jax.jit(make_train_step(tiny_learner)), batch_of(digits)
-    state = jax.jit(make_init(tiny_learner))()
+    step, batch = jitted_train_step(tiny_learner), batch_of(digits)
+    state = initial_state(tiny_learner)
     again, other = step(state, batch)[1], step(state.replace(step=jnp.int32(1)), batch)[1]
     assert step(state, batch)[1].loss == again.loss
     assert step(state, batch)[1].loss != other.loss
 
 
 def test_the_step_is_traced_once_and_counts(tiny_learner: Learner, digits: Split):
-    traces = 0
+    traces, hyperparameters = 0, make_hyperparameters(tiny_learner.plan)
     train_step = make_train_step(tiny_learner)
 
     def counting(state: TrainState, batch: Batch):
         nonlocal traces
         traces += 1
-        return train_step(state, batch)
+        return train_step(hyperparameters, state, batch)
 
-    step, state = jax.jit(counting, donate_argnums=0), jax.jit(make_init(tiny_learner))()
+    step, state = jax.jit(counting, donate_argnums=0), initial_state(tiny_learner)
     for k in range(3):
         previous = state
         state, metrics = step(state, batch_of(digits))
@@ -192,11 +193,7 @@ def test_the_step_is_traced_once_and_counts(tiny_learner: Learner, digits: Split
 
 
 def test_the_first_step_that_is_not_finite_is_noted(tiny_learner: Learner, digits: Split):
-    step, state, batch = (
-        jax.jit(make_train_step(tiny_learner)),
-        jax.jit(make_init(tiny_learner))(),
-        batch_of(digits),
-    )
+    step, state, batch = jitted_train_step(tiny_learner), initial_state(tiny_learner), batch_of(digits)
     state, metrics = step(state, batch)
     assert int(metrics.nonfinite_step) == 0
     poisoned = state.params["head"]["bias"].at[0].set(jnp.inf)

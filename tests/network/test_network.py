@@ -9,12 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from helpers import ROOT, plan_of
+from helpers import ROOT, initial_state, plan_of
 
 from jaxresnet.config.files import load_config
 from jaxresnet.config.schema import Config
 from jaxresnet.learning.learner import Learner, make_learner
-from jaxresnet.learning.state import make_init
 from jaxresnet.network.blocks import LayerFactory, ResidualBlock
 from jaxresnet.network.cpu_convolution import make_convolution
 from jaxresnet.network.describe import describe
@@ -66,8 +65,7 @@ def test_classes_and_channels_are_the_data_sets():
 
 def test_a_convolution_that_is_handed_in_changes_no_parameter(tiny_plan: Plan):
     own, handed_in = (
-        jax.jit(make_init(make_learner(tiny_plan, convolution)))()
-        for convolution in (None, make_convolution(4))
+        initial_state(make_learner(tiny_plan, convolution)) for convolution in (None, make_convolution(4))
     )
     jax.tree.map(np.testing.assert_array_equal, own, handed_in)
 
@@ -170,7 +168,7 @@ ONE_STAGE: dict[str, Any] = {
 
 
 def test_pytorch_initialisation_is_uniform_within_the_bound():
-    params = jax.jit(make_init(make_learner(plan_of(settings=ONE_STAGE))))().params
+    params = initial_state(make_learner(plan_of(settings=ONE_STAGE))).params
     for layer, fan_in in [("stem_conv", 7 * 7 * 3), ("head", 64)]:
         bound = fan_in**-0.5
         kernel, bias = np.asarray(params[layer]["kernel"]), np.asarray(params[layer]["bias"])
@@ -182,7 +180,7 @@ def test_pytorch_initialisation_is_uniform_within_the_bound():
 
 def test_he_normal_initialisation():
     plan = plan_of(settings=ONE_STAGE | {"model.initializer": "he_normal"})
-    params = jax.jit(make_init(make_learner(plan)))().params
+    params = initial_state(make_learner(plan)).params
     kernel = np.asarray(params["stage0_block0"]["conv1"]["kernel"])
     assert abs(kernel.std() / (2 / (64 * 9)) ** 0.5 - 1) < 0.02
     assert not np.any(params["stem_conv"]["bias"])

@@ -6,10 +6,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
-from helpers import mesh_of
+from helpers import initial_state, mesh_of
 
 from jaxresnet.learning.learner import Learner
-from jaxresnet.learning.state import TrainState, make_init, state_template
+from jaxresnet.learning.state import TrainState, state_template
 from jaxresnet.machine.devices import replicated
 from jaxresnet.runs.checkpoint import Checkpoints
 
@@ -17,7 +17,7 @@ from jaxresnet.runs.checkpoint import Checkpoints
 @pytest.fixture(scope="module")
 def state(tiny_learner: Learner) -> TrainState:
     """A state whose leaves all differ from their initial values."""
-    state = jax.jit(make_init(tiny_learner), out_shardings=replicated(mesh_of(4)))()
+    state = initial_state(tiny_learner, replicated(mesh_of(4)))
     return jax.tree.map(lambda leaf: leaf + jnp.asarray(1, leaf.dtype), state)
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from helpers import mesh_of, plan_of
+from helpers import at_step, initial_state, mesh_of, plan_of
 
 from jaxresnet.config.schema import Config
 from jaxresnet.data.sources import open_source
 from jaxresnet.data.splits import Split, load_split
 from jaxresnet.errors import UserError
 from jaxresnet.learning.learner import make_learner
-from jaxresnet.learning.state import TrainState, make_init
+from jaxresnet.learning.state import TrainState
 from jaxresnet.plan import Plan, resolve
 from jaxresnet.runs.checkpoint import Checkpoints
 from jaxresnet.runs.workdir import Workdir
@@ -25,15 +25,14 @@ from jaxresnet.trained.weights import save_weights
 OTHER_NAMES = tuple("klmnopqrst")
 
 
-def initial_state(plan: Plan, step: int = 7) -> TrainState:
+def state_at(plan: Plan, step: int = 7) -> TrainState:
     """The state before a plan's first step, but for its number."""
-    state = jax.jit(make_init(make_learner(plan)))()
-    return state.replace(step=jax.numpy.int32(step))
+    return at_step(initial_state(make_learner(plan)), step)
 
 
 def save_run(workdir: Path, plan: Plan) -> TrainState:
     """The folder of a run of `plan` with the checkpoints of steps 7 and 9, the first one the best."""
-    state = initial_state(plan)
+    state = state_at(plan)
     with Workdir(workdir).open(plan), Checkpoints(Workdir(workdir).checkpoints) as checkpoints:
         checkpoints.save(state, accuracy=0.5)
         checkpoints.save(state.replace(step=jax.numpy.int32(9)), accuracy=0.25)
@@ -46,7 +45,7 @@ def from_run(place: Path, plan: Plan) -> TrainedNetwork:
 
 
 def from_file(place: Path, plan: Plan) -> TrainedNetwork:
-    save_weights(place / "weights.safetensors", plan, initial_state(plan).variables)
+    save_weights(place / "weights.safetensors", plan, state_at(plan).variables)
     return load_weights_file(place / "weights.safetensors")
 
 

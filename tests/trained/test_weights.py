@@ -7,14 +7,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from helpers import plan_of
+from helpers import initial_state, plan_of
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from jaxresnet.config.files import dump_config
 from jaxresnet.errors import UserError
 from jaxresnet.learning.learner import Learner
-from jaxresnet.learning.state import Variables, make_init
+from jaxresnet.learning.state import Variables
 from jaxresnet.plan import Plan
 from jaxresnet.trained.weights import from_state_dict, load_weights, save_weights, to_state_dict
 
@@ -22,7 +22,7 @@ from jaxresnet.trained.weights import from_state_dict, load_weights, save_weight
 @pytest.fixture(scope="module")
 def variables(tiny_learner: Learner) -> Variables:
     """Variables whose leaves are all different, vectors included."""
-    variables = jax.device_get(jax.jit(make_init(tiny_learner))().variables)
+    variables = jax.device_get(initial_state(tiny_learner).variables)
     generator = np.random.default_rng(0)
     return jax.tree.map(lambda leaf: generator.normal(size=leaf.shape).astype(np.float32), variables)
 

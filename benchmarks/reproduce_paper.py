@@ -147,7 +147,7 @@ def export_weights(workdir: Path, output: Path, device: str) -> None:
 def write_summary(workdir: Path, output: Path) -> None:
     """README.md with a row for each configuration, accuracy by class, and the curves."""
     from jaxresnet.reporting.comparison_page import comparison_report
-    from jaxresnet.reporting.run_page import PAPER_TABLE_MEAN
+    from jaxresnet.reporting.sections.paper import PAPER_TABLE_MEAN
 
     paths = runs_below(workdir)
     if not paths:

@@ -112,12 +112,15 @@ def evaluate_command(args: argparse.Namespace, plan: Plan | None) -> None:
 
 def as_text(record: "EvaluationRecord") -> str:
     """The evaluation as lines to print, with accuracies in percent."""
+    from jaxresnet.reporting.text import interval_of
+
     selection = f", chosen on the {record.selected_on} split" if record.selected_on else ""
     width = max(len(name) for name in record.per_class_accuracy)
     step = "" if record.step is None else f" (step {record.step:,}{selection})"
     lines = [
         f"checkpoint {record.checkpoint}{step}",
-        f"{record.split} accuracy {record.accuracy:.2%}, loss {record.loss:.4f}, {record.examples:,} images",
+        f"{record.split} accuracy {record.accuracy:.2%} ({interval_of(record.accuracy, record.examples)}), "
+        f"loss {record.loss:.4f}, {record.examples:,} images",
     ]
     lines += [
         f"  {name:{width}} {'-' if accuracy is None else f'{accuracy:.2%}':>8}"

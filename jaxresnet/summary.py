@@ -1,7 +1,7 @@
 """Print a network's layers: `python -m jaxresnet.summary --config resnet18`.
 
 It shows each layer's output shape (height, width, channels), number of parameters and multiply-accumulates (MACs) per
-image. The data set is not read.
+image. The names are those in the network's variables, which count stages from 0. The data set is not read.
 """
 
 from collections.abc import Sequence
@@ -44,6 +44,7 @@ def as_text(layers: "list[LayerInfo]") -> str:
         )
         for row in rows
     ]
+    lines.append("stage0_block0 is the first block of stage 1: layer1.0 in exported weights")
     lines.append(f"total MACs per image: {sum(layer.macs for layer in layers):,}")
     lines.append(f"total parameters: {sum(layer.parameters for layer in layers):,}")
     return "\n".join(lines)

@@ -9,28 +9,53 @@ import jinja2
 
 from jaxresnet.errors import UserError
 from jaxresnet.reporting.tables import as_markdown
+from jaxresnet.reporting.text import escape_markdown, fenced, printable
 from jaxresnet.runs.files import write_together
 
 Table = Sequence[Sequence[str]]
 """A header and rows of cells."""
 
+Facts = Sequence[tuple[str, str]]
+"""Names and what is known of each, in words of any length."""
+
 
 @dataclass(frozen=True)
-class Picture:
-    """A drawing as two PNGs: `light` for a white page, `dark` for a dark one. `light` is also the file `name`."""
+class Drawing:
+    """A drawing as two PNGs: `light` for a white page, `dark` for a dark one."""
 
-    name: str
-    caption: str
     light: bytes
     dark: bytes
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A drawing with its caption, and the one that narrow pages show instead, if there is one.
+
+    The light PNG of `wide` is also the file `name`.
+    """
+
+    name: str
+    caption: str
+    wide: Drawing
+    narrow: Drawing | None = None
+
+
+@dataclass(frozen=True)
 class Tile:
-    """One of the most important numbers of a page, and its label."""
+    """One of the most important numbers of a page, its label, and a remark in small letters."""
 
     label: str
     value: str
+    remark: str = ""
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A part that is folded until the reader opens it: facts, or a text that is shown line by line as it is."""
+
+    title: str
+    facts: Facts = ()
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -40,7 +65,9 @@ class Section:
     title: str
     note: str = ""
     table: Table = ()
+    facts: Facts = ()
     pictures: Sequence[Picture] = ()
+    folds: Sequence[Fold] = ()
     remark: str = ""
 
 
@@ -56,7 +83,7 @@ class Page:
     @property
     def pictures(self) -> dict[str, bytes]:
         """The PNGs for a white page: file name to content."""
-        return {picture.name: picture.light for section in self.sections for picture in section.pictures}
+        return {picture.name: picture.wide.light for section in self.sections for picture in section.pictures}
 
 
 def to_html(page: Page) -> str:
@@ -66,6 +93,9 @@ def to_html(page: Page) -> str:
         loader=loader,
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=lambda value: (
+            value if hasattr(value, "__html__") else printable(value)
+        ),  # not a macro's HTML
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
@@ -82,12 +112,20 @@ def to_markdown(page: Page) -> str:
     """The page as Markdown. It refers to the picture files, which lie in the same folder."""
     parts = [f"# {escape_markdown(page.title)}", escape_markdown(page.about)]
     if page.tiles:
-        parts.append(_table([("", ""), *((tile.label, tile.value) for tile in page.tiles)]))
+        rows = [
+            (tile.label, f"{tile.value} ({tile.remark})" if tile.remark else tile.value)
+            for tile in page.tiles
+        ]
+        parts.append(_table([("", ""), *rows]))
     for section in page.sections:
         parts += [f"## {escape_markdown(section.title)}", escape_markdown(section.note)]
         if section.table:
             parts.append(_table(section.table))
+        parts.append(_list(section.facts))
         parts += [f"![{escape_markdown(picture.caption)}]({picture.name})" for picture in section.pictures]
+        for fold in section.folds:
+            parts += [f"<details><summary>{escape_markdown(fold.title)}</summary>", _list(fold.facts)]
+            parts += [fenced(fold.text) if fold.text else "", "</details>"]
         parts.append(escape_markdown(section.remark))
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -96,16 +134,8 @@ def _table(rows: Table) -> str:
     return as_markdown([[escape_markdown(cell) for cell in row] for row in rows])
 
 
-_SPECIAL = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"} | {mark: f"\\{mark}" for mark in "\\`*[]"})
-
-
-def escape_markdown(text: str) -> str:
-    """A text as one line of Markdown, escaped so that it makes no HTML, link, image, code or emphasis.
-
-    >>> print(escape_markdown("<b>[x]"))
-    &lt;b&gt;\\[x\\]
-    """
-    return " ".join(text.split()).translate(_SPECIAL)
+def _list(facts: Facts) -> str:
+    return "\n".join(f"- {escape_markdown(name)}: {escape_markdown(value)}" for name, value in facts)
 
 
 def write_page(page: Page, folder: Path) -> Path:

@@ -1,5 +1,8 @@
 """A page's two renderings and its files, from made-up content."""
 
+import base64
+import os
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -7,18 +10,27 @@ import pytest
 from helpers import largest_file
 
 from jaxresnet.errors import UserError
-from jaxresnet.reporting.page import Page, Picture, Section, Tile, to_html, to_markdown, write_page
+from jaxresnet.reporting.page import (
+    Drawing,
+    Fold,
+    Page,
+    Picture,
+    Section,
+    Tile,
+    to_html,
+    to_markdown,
+    write_page,
+)
+from jaxresnet.reporting.text import escape_markdown, fenced
 
 NAME = '<script>alert("1")</script>|\\|[x](y)&'
+PICTURE = Picture("a.png", "A picture", Drawing(b"l", b"d"), Drawing(b"nl", b"nd"))
+FOLD = Fold("More", [("cpu", "one")], "x = 1\ny = 2\n")
 PAGE = Page(
     "a run",
     "about it",
-    [Tile("accuracy", "90 %")],
-    [
-        Section(
-            "Part", "A note.", [("a", "b"), ("1", "2")], [Picture("a.png", "A picture", b"l", b"d")], "Last."
-        )
-    ],
+    [Tile("accuracy", "90 %", "of 10")],
+    [Section("Part", "A note.", [("a", "b"), ("1", "2")], [("made", "here")], [PICTURE], [FOLD], "Last.")],
 )
 
 
@@ -42,8 +54,9 @@ class Content(HTMLParser):
 
 def test_markdown():
     assert to_markdown(PAGE) == (
-        "# a run\n\nabout it\n\n|  |  |\n|---|--:|\n| accuracy | 90 % |\n\n"
-        "## Part\n\nA note.\n\n| a | b |\n|---|--:|\n| 1 | 2 |\n\n![A picture](a.png)\n\nLast.\n"
+        "# a run\n\nabout it\n\n|  |  |\n|---|--:|\n| accuracy | 90 % (of 10) |\n\n"
+        "## Part\n\nA note.\n\n| a | b |\n|---|--:|\n| 1 | 2 |\n\n- made: here\n\n![A picture](a.png)\n\n"
+        "<details><summary>More</summary>\n\n- cpu: one\n\n```\nx = 1\ny = 2\n```\n\n</details>\n\nLast.\n"
     )
     assert to_markdown(Page("a", sections=[Section("b")])) == "# a\n\n## b\n"
 
@@ -54,30 +67,58 @@ def test_html_shows_the_same_in_the_same_order():
     after_style = shown[2:]
     assert shown[0] == "a run"
     assert after_style == [
-        *("a run", "about it", "90 %", "accuracy", "Part", "A note."),
-        *("a", "b", "1", "2", "A picture", "Last."),
+        *("a run", "about it", "90 %", "accuracy", "of 10", "Part", "A note."),
+        *("a", "b", "1", "2", "made", "here", "A picture", "More", "cpu", "one", "x = 1\ny = 2", "Last."),
     ]
-    assert 'src="data:image/png;base64,bA=="' in to_html(PAGE)
-    assert 'srcset="data:image/png;base64,ZA==" media="(prefers-color-scheme: dark)"' in to_html(PAGE)
+
+
+def test_a_narrow_page_and_a_dark_one_have_their_own_drawings():
+    pictures = re.findall(r'(?:src|srcset)="data:image/png;base64,(\S+)"(?: media="(.+?)")?', to_html(PAGE))
+    assert [(base64.b64decode(png), media) for png, media in pictures] == [
+        (b"nd", "(max-width: 40rem) and (prefers-color-scheme: dark)"),
+        (b"nl", "(max-width: 40rem)"),
+        (b"d", "(prefers-color-scheme: dark)"),
+        (b"l", ""),
+    ]
 
 
 def test_a_name_is_never_markup():
-    picture = Picture("a.png", NAME, b"", b"")
-    section = Section(NAME, NAME, [("class", NAME), (NAME, "1")], [picture], NAME)
-    page = Page(NAME, NAME, [Tile(NAME, NAME)], [section])
+    picture, fold = Picture("a.png", NAME, Drawing(b"", b"")), Fold(NAME, [(NAME, NAME)], NAME)
+    section = Section(NAME, NAME, [("class", NAME), (NAME, "1")], [(NAME, NAME)], [picture], [fold], NAME)
+    page = Page(NAME, NAME, [Tile(NAME, NAME, NAME)], [section])
     content = Content(to_html(page))
     assert "script" not in content.tags
-    assert content.texts.count(NAME) == 11  # as it is, in every place: the title is in the head, too
+    assert content.texts.count(NAME) == 18  # as it is, in every place: the title is in the head, too
     assert content.alternatives == [NAME]
 
     markdown = to_markdown(page)
-    assert "<" not in markdown
-    assert ">" not in markdown.replace("&gt;", "")
+    block = f"```\n{NAME}\n```\n"
+    assert markdown.count(block) == 1
+    rest = markdown.replace(block, "")
+    for ours in ("<details>", "</details>", "<summary>", "</summary>"):
+        rest = rest.replace(ours, "", 1)
+    assert "<" not in rest
+    assert ">" not in rest.replace("&gt;", "")
     shown = '&lt;script&gt;alert("1")&lt;/script&gt;|\\\\|\\[x\\](y)&amp;'
     assert markdown.startswith(f"# {shown}\n")
     # In a table | ends a cell but after a \, and two of those are the one in the name.
     cell = shown.replace("|", "\\|")
     assert f"| class | {cell} |\n|---|--:|\n| {cell} | 1 |\n" in markdown
+
+
+def test_markdown_of_names_that_would_mean_something():
+    assert escape_markdown("_a_ b_c ~~d~~ $e$") == r"\_a\_ b_c \~\~d\~\~ \$e\$"
+    assert escape_markdown("see https://x.y or www.x.y") == r"see https:\//x.y or www\.x.y"
+    assert fenced("a = '```'\nb = '``'") == "````\na = '```'\nb = '``'\n````"
+
+
+def test_names_that_cannot_be_written_as_utf8_are_shown(tmp_path: Path):
+    name = os.fsdecode(b"bad\xff\x1b[31m")
+    page = Page(name, sections=[Section(name, table=[(name,)], folds=[Fold(name, text=f"x = 1\n{name}")])])
+    folder = write_page(page, tmp_path / name).parent
+    shown = "bad\ufffd\ufffd[31m"
+    assert (folder / "index.html").read_text(encoding="utf-8").count(shown) == 6
+    assert (folder / "report.md").read_text(encoding="utf-8").count(shown.replace("[", "\\[")) == 4
 
 
 def test_a_line_break_in_a_name_begins_no_paragraph():
@@ -89,7 +130,9 @@ def test_a_refused_report_leaves_the_one_before_it_as_it_was(tmp_path: Path):
     write_page(PAGE, folder)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert set(before) == {"a.png", "report.md", "index.html"}
-    other = Page("another run", sections=[Section("Part", pictures=[Picture("a.png", "", b"new", b"")])])
+    other = Page(
+        "another run", sections=[Section("Part", pictures=[Picture("a.png", "", Drawing(b"new", b""))])]
+    )
     with (
         pytest.raises(UserError, match=r"cannot write \S+/index.html.tmp: File too large"),
         largest_file(500),

@@ -1,31 +1,35 @@
 """Reports of real runs: what stands in the page is what the run's files and its network say."""
 
 import dataclasses
-import io
 import json
+import platform
 import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from helpers import plan_of
-from PIL import Image
 
+import jaxresnet
 from jaxresnet.config.files import dump_config
 from jaxresnet.config.schema import Config
 from jaxresnet.data.digits import INFO
-from jaxresnet.fit import fit
+from jaxresnet.errors import UserError
 from jaxresnet.machine.devices import local_mesh
 from jaxresnet.plan import Plan
 from jaxresnet.report import main
-from jaxresnet.reporting.figures import Curve, curves, image_grid, render
 from jaxresnet.reporting.page import write_page
 from jaxresnet.reporting.run_page import run_report
-from jaxresnet.runs.groups import group_runs, read_histories
+from jaxresnet.reporting.sections.origin import origin_section
+from jaxresnet.reporting.text import escape_markdown, interval_of
+from jaxresnet.runs.groups import read_histories
 from jaxresnet.runs.records import EpochRecord, EvaluationRecord, write_evaluation
 from jaxresnet.runs.workdir import Workdir
+from jaxresnet.trained.scores import class_scores
 
 PICTURES = {
     "training_images.png",
@@ -36,6 +40,8 @@ PICTURES = {
     "learning_rate.png",
     "confusion.png",
     "mistakes.png",
+    "calibration.png",
+    "confidence.png",
 }
 
 
@@ -52,16 +58,16 @@ class Addresses(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, tiny_config: Config) -> Path:
-    workdir = tmp_path_factory.mktemp("runs") / "tiny"
-    fit(tiny_config, workdir)
-    return workdir
+def page(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("page") / "report"
+    main(["--workdir", str(finished), "--output", str(output), "--device", "cpu"])
+    return output / "index.html"
 
 
-@pytest.fixture(scope="module")
-def page(finished: Path) -> Path:
-    main(["--workdir", str(finished), "--device", "cpu"])
-    return finished / "report" / "index.html"
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are empty files, which saves most of the time of a report."""
+    monkeypatch.setattr("jaxresnet.reporting.figures.drawing.render", lambda draw, dark=False: b"")
 
 
 def write_report(workdir: Path, output: Path) -> Path:
@@ -89,8 +95,11 @@ def made_up_run(workdir: Path, plan: Plan) -> EvaluationRecord:
             run.epochs.append(EpochRecord(epoch, 10 * epoch, 0.1, 1.0, 0.5, 60.0, 9.0, test_accuracy=0.25))
     accuracies: dict[str, float | None] = dict.fromkeys(classes, 0.5)
     accuracies |= {classes[0]: 0.95, classes[1]: None}
-    matrix = np.eye(len(classes), dtype=int).tolist()
-    record = EvaluationRecord("latest", 20, "test", None, 8, 1.25, 0.5, accuracies, matrix)
+    # Half of each class's 20 examples are found, of the first 19 and of the second, which has none, 0.
+    matrix = np.diag([19, 0, *[10] * (len(classes) - 2)])
+    matrix[0, 2], matrix[range(2, len(classes)), 0] = 1, 10
+    examples, share = int(matrix.sum()), float(matrix.trace() / matrix.sum())
+    record = EvaluationRecord("latest", 20, "test", None, examples, 1.25, share, accuracies, matrix.tolist())
     write_evaluation(run.evaluation_path("latest"), record)
     return record
 
@@ -98,33 +107,76 @@ def made_up_run(workdir: Path, plan: Plan) -> EvaluationRecord:
 def test_a_finished_run(finished: Path, page: Path):
     assert {path.name for path in page.parent.iterdir()} == PICTURES | {"index.html", "report.md"}
     addresses = Addresses(page).found
-    assert len(addresses) == 2 * len(PICTURES)  # each light and dark
+    assert len(addresses) == 2 * len(PICTURES) + 2  # each light and dark; the network for narrow pages, too
     assert all(address.startswith("data:image/png;base64,") for address in addresses)
     assert "://" not in re.sub(r"base64,[^\"]*", "", page.read_text(encoding="utf-8"))
     evaluation = json.loads((finished / "evaluation.json").read_text())
     table = rows(page)
-    for name, accuracy in evaluation["per_class_accuracy"].items():
-        assert table[name] == [f"{accuracy:.2%}"]
+    scores = class_scores(np.array(evaluation["confusion_matrix"]))
+    for (name, accuracy), each in zip(evaluation["per_class_accuracy"].items(), scores, strict=True):
+        cells = (accuracy, each.precision, each.f1)
+        assert table[name] == ["-" if cell is None else f"{cell:.2%}" for cell in cells]
     assert table["model.stem_channels"] == ["64", "4"]
     assert "cpu_devices" not in table  # no part of the recipe
-    assert f"<b>{evaluation['accuracy']:.2%}</b>" in page.read_text(encoding="utf-8")
+    text, markdown = page.read_text(encoding="utf-8"), markdown_of(page)
+    interval = interval_of(evaluation["accuracy"], evaluation["examples"])
+    assert f"<b>{evaluation['accuracy']:.2%}</b><span>test accuracy at step 24</span><span>{interval}" in text
+    assert markdown.count(interval) == 2  # at the top, and beside the scores by class
+    assert "The paper&#39;s" not in text  # these are digits
+    assert "Like the paper" not in markdown
+    assert "Expected calibration error" in markdown
 
 
+def test_how_a_run_was_made(finished: Path, page: Path, tmp_path: Path):
+    [start] = read_histories([finished])[0].starts
+    markdown = markdown_of(page)
+    for fact in (
+        f"- command: {escape_markdown(start.command)}\n",
+        f"- versions: python {platform.python_version()}, jaxresnet {jaxresnet.__version__}, jax {jax.__version__}",
+        "- devices: 4 x cpu\n",
+        f"{start.cpu_cores} logical CPUs",
+        f"```\n{dump_config(read_histories([finished])[0].config)}```\n\n</details>",
+    ):
+        assert fact in markdown
+    assert "<pre>seed = 0\n" in page.read_text(encoding="utf-8")
+
+    times = {"compile_seconds": 41.25, "train_seconds": 754.0, "seconds": None}
+    git = {"commit": "abc", "dirty": True}
+    starts = [start, dataclasses.replace(start, git=git, memory_bytes=2**34, **times)]
+    section = origin_section(dataclasses.replace(read_histories([finished])[0], starts=starts))
+    assert section.note.startswith("The run was started 2 times")
+    assert section.facts == ()
+    assert [fold.title.partition(",")[0] for fold in section.folds] == [
+        "Start 1",
+        "Start 2",
+        "The whole configuration",
+    ]
+    facts = dict(section.folds[1].facts)
+    assert facts["commit"] == "abc, with changes that are not committed"
+    assert facts["memory"] == "16.0 GiB"
+    assert facts["time"] == "training 12.6 min, compiling 41.2 s, in all not recorded"
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_without_evaluation_json_the_checkpoint_is_evaluated(finished: Path, page: Path, tmp_path: Path):
-    shutil.copytree(finished, tmp_path / "run")
-    (tmp_path / "run" / "evaluation.json").unlink()
-    without = markdown_of(write_report(tmp_path / "run", tmp_path / "report"))
-    assert without == markdown_of(page).replace("# tiny\n", "# run\n", 1)
+    shutil.copytree(finished, tmp_path / "copy")
+    (tmp_path / "copy" / "evaluation.json").unlink()
+    without = markdown_of(write_report(tmp_path / "copy", tmp_path / "report"))
+    assert without == markdown_of(page).replace("# run\n", "# copy\n", 1)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_without_checkpoints_the_files_are_shown(finished: Path, tmp_path: Path):
     for name in ("config.toml", "metrics.jsonl", "evaluation.json"):
         shutil.copy(finished / name, tmp_path)
     page = write_report(tmp_path, tmp_path / "elsewhere")
-    assert {path.name for path in page.parent.glob("*.png")} == PICTURES - {"mistakes.png"}
-    assert "Mistakes not shown: no checkpoint" in page.read_text(encoding="utf-8")
+    assert {path.name for path in page.parent.glob("*.png")} == PICTURES - {
+        *("mistakes.png", "calibration.png", "confidence.png")
+    }
+    assert "Mistakes and confidence are not shown: no checkpoint" in page.read_text(encoding="utf-8")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_that_has_only_begun(tmp_path: Path, tiny_config: Config):
     (tmp_path / "config.toml").write_text(dump_config(tiny_config))
     page = write_report(tmp_path, tmp_path / "report")
@@ -138,22 +190,41 @@ def test_a_run_that_has_only_begun(tmp_path: Path, tiny_config: Config):
     }
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_papers_column_stands_beside_cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "none"))
     monkeypatch.setattr("jaxresnet.data.cifar10.PROBE_SECONDS", 0.1)
     made_up_run(tmp_path / "paper", plan_of(Config()))
     page = write_report(tmp_path / "paper", tmp_path / "report")
     table = rows(page)
-    assert table["class"] == ["test accuracy", "paper"]
-    assert table["airplane"] == ["95.00%", ""]
-    assert table["automobile"] == ["-", ""]
-    assert table["mean"] == ["55.00%", "90.75%"]  # of the nine classes that have examples
-    assert table["classes above 90 %"] == ["1", "7"]
+    assert table["class"] == ["accuracy (recall)", "paper", "precision", "F1"]
+    assert table["airplane"] == ["95.00%", "93.46%", "19.19%", "31.93%"]  # 19 of 99 and 2 * 19 / (20 + 99)
+    assert table["automobile"] == ["-", "95.66%", "-", "-"]  # no example and no prediction
+    assert table["bird"] == ["50.00%", "85.76%", "90.91%", "64.52%"]
+    assert table["cat"] == ["50.00%", "82.16%", "100.00%", "66.67%"]
+    assert table["mean"] == ["55.00%", "90.75%", "90.01%", "62.57%"]  # of the nine classes that have values
+    assert table["classes above 90 %"] == ["1", "7", "8", "0"]
     assert table["epochs"] == ["2 of 40"]
     assert table["training time"] == ["2.0 min"]
     assert "test accuracy of the best epoch, 2, chosen on the test split" in table
-    assert "checkpoint of step 20 on 8 test images, loss 1.2500." in markdown_of(page).lower()
+    markdown = markdown_of(page)
+    assert (
+        "Checkpoint of step 20 on 180 test images: accuracy 55.00 % (95 % interval 47.70 to 62.09 %)"
+        in markdown
+    )
+    for sentence in ("Figure 2.", "It is that of the paper's Figure 3.", "Figures 4 and 5.", "Figure 6."):
+        assert sentence in markdown
     assert "Not shown: cannot download CIFAR-10" in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("change", [{"confusion_matrix": [[1]]}, {"per_class_accuracy": {"other": 0.5}}])
+def test_an_evaluation_of_other_classes_is_refused(tmp_path: Path, tiny_plan: Plan, change: dict[str, Any]):
+    made_up_run(tmp_path / "run", tiny_plan)
+    path = tmp_path / "run" / "evaluation.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=r"evaluation.json: expected the run's 10 classes"):
+        write_report(tmp_path / "run", tmp_path / "report")
+    assert not (tmp_path / "report").exists()
 
 
 def test_hostile_names_are_only_shown(tmp_path: Path, tiny_config: Config):
@@ -166,70 +237,34 @@ def test_hostile_names_are_only_shown(tmp_path: Path, tiny_config: Config):
     assert "<script" not in text
     assert "<h1>&lt;script&gt;alert(1)|$x</h1>" in text
     assert "<td>&lt;script&gt;alert(1)|$x</td><td>95.00%</td>" in text
-    assert "<" not in markdown
-    assert markdown.startswith("# &lt;script&gt;alert(1)|$x\n")
-    assert rows(page)["&lt;script&gt;alert(1)\\|$x"] == ["95.00%"]
+    assert set(re.findall("<.*?>", markdown)) == {"<details>", "</details>", "<summary>", "</summary>"}
+    assert markdown.startswith("# &lt;script&gt;alert(1)|\\$x\n")
+    assert rows(page)["&lt;script&gt;alert(1)\\|\\$x"] == ["95.00%", "19.19%", "31.93%"]
     # What the data set says of its classes is in the lines that tell why pictures are missing.
     assert "Not shown: the data set digits is not what the network was trained on" in markdown
 
 
 def test_several_runs_are_compared(
-    finished: Path, tmp_path: Path, tiny_config: Config, capsys: pytest.CaptureFixture[str]
+    finished: Path, tmp_path: Path, short_config: Config, capsys: pytest.CaptureFixture[str]
 ):
     shutil.copytree(finished, tmp_path / "a" / "seed0")
     other = tmp_path / "a" / "seed1"
     other.mkdir()
-    (other / "config.toml").write_text(dump_config(tiny_config.replace({"seed": 1})))
+    (other / "config.toml").write_text(dump_config(short_config.replace({"seed": 1})))
     shutil.copy(finished / "metrics.jsonl", other)
     third = tmp_path / "b"
     third.mkdir()
-    (third / "config.toml").write_text(dump_config(tiny_config.replace({"batch_size": 16, "seed": 2})))
+    (third / "config.toml").write_text(dump_config(short_config.replace({"batch_size": 16, "seed": 2})))
     main(["--workdir", str(tmp_path / "a" / "seed0"), str(other), str(third)])
     page = tmp_path / "report" / "index.html"
     assert capsys.readouterr().out == f"written to {page}\n"
     table = rows(page)
-    assert table["a"][:3] == ["2", "2", "test"]
-    assert table["b"][:2] == ["1", "0-0 of 2"]
-    assert table["batch_size"] == ["8", "16"]
+    assert table["a"][3:6] == ["2", "2", "test"]
+    assert table["b"][3:5] == ["1", "0-0 of 2"]
+    assert table["batch_size"] == ["120", "16"]
     assert "seed" not in table
     assert {path.name for path in page.parent.glob("*.png")} == {
         "loss.png",
         "accuracy.png",
         "learning_rate.png",
     }
-
-
-def test_curves_draw_the_files_values(finished: Path):
-    groups = group_runs(read_histories([finished]))
-    drawn = [Curve(split, lambda record, split=split: record.accuracy(split)) for split in ("train", "test")]
-    figure = curves(groups, drawn, "accuracy (%)", 100)
-    records = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
-    for line, key in zip(figure.axes[0].lines, ("train_accuracy", "test_accuracy"), strict=True):
-        np.testing.assert_array_equal(np.asarray(line.get_xdata()), [1, 2])
-        np.testing.assert_allclose(np.asarray(line.get_ydata()), [100 * record[key] for record in records])
-
-
-def test_a_groups_curve_is_the_mean_within_the_band_of_all(tmp_path: Path):
-    paths = []
-    for seed, losses in enumerate([(8.0, 4.0), (4.0, 2.0, 1.0)]):
-        run = Workdir(tmp_path / f"seed{seed}")
-        with run.open(plan_of(Config(), {"seed": seed})):
-            for epoch, loss in enumerate(losses, 1):
-                run.epochs.append(EpochRecord(epoch, epoch, 0.1, loss, 0.5, 1.0, 9.0))
-        paths.append(run.path)
-    [group] = group_runs(read_histories(paths))
-    figure = curves([group], [Curve("training", lambda record: record.train_loss)], "loss")
-    [line], [band] = figure.axes[0].lines, figure.axes[0].collections
-    np.testing.assert_allclose(np.asarray(line.get_xydata()), [(1, 6.0), (2, 3.0), (3, 1.0)])
-    corners = set(map(tuple, np.asarray(band.get_paths()[0].vertices).tolist()))
-    assert {(1.0, 4.0), (1.0, 8.0), (2.0, 2.0), (2.0, 4.0), (3.0, 1.0)} <= corners
-
-
-def test_pictures_are_dark_on_dark_pages():
-    image = np.zeros((4, 4, 3), np.uint8)
-    corners = []
-    for dark in (False, True):
-        png = Image.open(io.BytesIO(render(lambda: image_grid([image], ["black"]), dark=dark)))
-        corners.append(png.convert("L").getpixel((0, 0)))
-    assert corners[0] == 255
-    assert corners[1] < 40

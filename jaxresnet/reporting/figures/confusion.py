@@ -1,0 +1,30 @@
+"""A confusion matrix."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from jaxresnet.reporting.text import one_line
+
+
+def confusion(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
+    """A confusion matrix of counts [C, C], with true classes as rows. The shade of a cell is its share of the row."""
+    totals = np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    shares = matrix / totals
+    size = 1.3 + 0.37 * len(class_names)
+    figure = Figure(figsize=(size + 0.2, size))
+    axis = figure.subplots()
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    ticks, names = range(len(class_names)), [one_line(name, 16) for name in class_names]
+    axis.set_xticks(ticks, names, rotation=45, ha="right", fontsize=9)
+    axis.set_yticks(ticks, names, fontsize=9)
+    axis.set(xlabel="predicted", ylabel="true")
+    for row in ticks:
+        for column in ticks:
+            # The text stands on a cell, not on the page: dark on pale cells and white on deep ones in both themes.
+            colour = "white" if shares[row, column] > 0.5 else "#1f2328"
+            text = str(matrix[row, column])
+            axis.text(column, row, text, ha="center", va="center", fontsize=7.5, color=colour)
+    axis.spines[:].set_visible(False)
+    return figure

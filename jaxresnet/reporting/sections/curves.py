@@ -1,0 +1,51 @@
+"""The section with the curves of one run or of groups of runs."""
+
+from collections.abc import Sequence
+
+from jaxresnet.reporting.figures.curves import Curve, curves
+from jaxresnet.reporting.figures.drawing import picture
+from jaxresnet.reporting.page import Picture, Section
+from jaxresnet.reporting.sections.paper import like_figure
+from jaxresnet.runs.groups import RunGroup
+from jaxresnet.runs.records import EpochRecord
+
+
+def curves_section(groups: Sequence[RunGroup]) -> Section:
+    """The section with the curves of loss, accuracy and learning rate by epoch."""
+    histories = [history for group in groups for history in group.histories]
+    if not any(history.epochs for history in histories):
+        return Section("Curves", "No epoch is finished yet.")
+    evaluated = dict.fromkeys(history.split for history in histories if history.split)
+    names = {"train": "training"} | {split: split for split in evaluated}
+    papers = min(
+        like_figure(history.plan, "Figures 4 and 5") for history in histories
+    )  # of all runs or of none
+    return Section(
+        "Loss and accuracy by epoch",
+        "Training values are means over the epoch while the network learns, on augmented images and with dropout "
+        f"where the run has them.{papers}",
+        pictures=_curve_pictures(groups, names),
+    )
+
+
+def _curve_pictures(groups: Sequence[RunGroup], names: dict[str, str]) -> list[Picture]:
+    """The pictures of the curves. `names` maps each split to its name in the legends."""
+    losses = [Curve(name, lambda record, split=split: record.loss(split)) for split, name in names.items()]
+    accuracies = [
+        Curve(name, lambda record, split=split: record.accuracy(split)) for split, name in names.items()
+    ]
+    dashed = " (dashed: training)" if len(groups) > 1 and len(names) > 1 else ""
+    return [
+        picture("loss.png", f"Loss{dashed}", lambda: curves(groups, losses, "loss")),
+        picture("accuracy.png", f"Accuracy{dashed}", lambda: curves(groups, accuracies, "accuracy (%)", 100)),
+        picture(
+            "learning_rate.png",
+            "Learning rate at the epoch's last step",
+            lambda: curves(groups, [Curve("", learning_rate)], "learning rate", from_zero=True),
+        ),
+    ]
+
+
+def learning_rate(record: EpochRecord) -> float:
+    """The learning rate of an epoch's last step."""
+    return record.learning_rate

@@ -1,0 +1,57 @@
+"""The section with the first training images."""
+
+import itertools
+
+from jaxresnet.data.batches import train_batches
+from jaxresnet.data.sources import reopen_source
+from jaxresnet.data.splits import Split, load_split
+from jaxresnet.errors import UserError
+from jaxresnet.plan import Plan
+from jaxresnet.reporting.figures.drawing import picture
+from jaxresnet.reporting.figures.images import image_grid
+from jaxresnet.reporting.page import Picture, Section
+from jaxresnet.reporting.sections.paper import like_figure
+from jaxresnet.reporting.text import one_line
+
+EXAMPLES = 16
+"""Number of images in a picture, as in the paper's Figures 2 and 6."""
+
+LONGEST_CLASS_NAME = 12
+"""Longest name of a class above an image, in characters; of a longer one the middle is left out."""
+
+UNCHANGED = {
+    "augment.horizontal_flip": False,
+    "augment.crop_padding": 0,
+    "augment.rotation_degrees": 0.0,
+    "augment.brightness": 0.0,
+}
+"""The settings that leave training images unchanged."""
+
+
+def images_section(plan: Plan, data_dir: str = "") -> Section:
+    """The first training images, unchanged and as the first step gets them."""
+    title = "Training images"
+    note = "The run's first images, and the same augmented." + like_figure(plan, "Figure 2")
+    config = plan.config
+    try:
+        source = reopen_source(config, data_dir)
+        split = load_split(source, "train", config.data.validation_examples, expected=plan.info)
+    except UserError as error:
+        return Section(title, note, remark=f"Not shown: {error}")
+    pictures = [
+        first_images(
+            "training_images.png", "As they are", plan.with_config(config.replace(UNCHANGED)), split
+        ),
+        first_images("augmented_images.png", "Augmented", plan, split),
+    ]
+    return Section(title, note, pictures=pictures)
+
+
+def first_images(name: str, caption: str, plan: Plan, split: Split) -> Picture:
+    """The picture of the first images that a training by `plan` takes from `split`."""
+    batches = train_batches(plan.config, split)
+    few = list(itertools.islice(batches, -(-EXAMPLES // plan.config.batch_size)))
+    images = [image for batch in few for image in batch.image][:EXAMPLES]
+    labels = [label for batch in few for label in batch.label][:EXAMPLES]
+    titles = [one_line(plan.info.class_names[label], LONGEST_CLASS_NAME) for label in labels]
+    return picture(name, caption, lambda: image_grid(images, titles))

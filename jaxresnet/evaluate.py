@@ -1,8 +1,8 @@
 """Evaluate a trained network on the test split: `python -m jaxresnet.evaluate --workdir runs/digits`.
 
-It prints accuracy, loss and the accuracy of each class. It writes them, with the confusion matrix, to evaluation.json
-(or evaluation_best.json, evaluation_STEP.json) in the workdir, and changes nothing else there. In place of a workdir it
-takes a safetensors file: `--weights FILE`.
+It prints accuracy with its 95 % interval, loss and the accuracy of each class. It writes accuracies, loss and confusion
+matrix to evaluation.json (or evaluation_best.json, evaluation_STEP.json) in the workdir, and nothing else there. In
+place of a workdir it takes a safetensors file: `--weights FILE`.
 """
 
 import argparse

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxresnet.config.flags import ArgumentParser, add_data_argument, add_device_argument
-from jaxresnet.errors import run_command
-from jaxresnet.runs.groups import group_runs, read_histories
+from jaxresnet.errors import UserError, run_command
+from jaxresnet.runs.groups import History, group_runs, read_histories
 
 
 def main(argv: Sequence[str]) -> None:
@@ -35,6 +35,7 @@ def main(argv: Sequence[str]) -> None:
 def report_command(args: argparse.Namespace) -> Path:
     """Write the report that the parsed arguments ask for. Returns the path of its index.html."""
     histories = read_histories(args.workdir)
+    output = args.output or _default_output(histories)
 
     # Imported here, so that --help, a wrong flag and a folder without a run are answered at once.
     from jaxresnet.machine.workarounds import own_process
@@ -45,8 +46,7 @@ def report_command(args: argparse.Namespace) -> Path:
     if len(histories) > 1:
         from jaxresnet.reporting.comparison_page import comparison_report
 
-        above = Path(os.path.commonpath([history.workdir.path.resolve().parent for history in histories]))
-        return write_page(comparison_report(group_runs(histories)), args.output or above / "report")
+        return write_page(comparison_report(group_runs(histories)), output)
 
     from jaxresnet.machine.cache import use_compilation_cache
     from jaxresnet.machine.devices import available_cores, start_devices
@@ -55,9 +55,20 @@ def report_command(args: argparse.Namespace) -> Path:
     [history] = histories
     mesh = start_devices(args.device, history.config.cpu_devices or available_cores())
     use_compilation_cache()
-    return write_page(
-        run_report(history, mesh, args.data_dir), args.output or history.workdir.path / "report"
-    )
+    return write_page(run_report(history, mesh, args.data_dir), output)
+
+
+def _default_output(histories: Sequence[History]) -> Path:
+    """The folder report/ of the only run, or beside several. Raises UserError if it is a link to another folder."""
+    above = histories[0].workdir.path
+    if len(histories) > 1:
+        above = Path(os.path.commonpath([history.workdir.path.resolve().parent for history in histories]))
+    output = above / "report"
+    if output.is_symlink():  # in the folder of somebody else's run, it may lead anywhere
+        raise UserError(
+            f"{output}: expected a folder for the report, found a link: remove it or use --output"
+        )
+    return output
 
 
 if __name__ == "__main__":

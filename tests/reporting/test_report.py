@@ -19,6 +19,7 @@ from jaxresnet.config.files import dump_config
 from jaxresnet.config.schema import Config
 from jaxresnet.data.digits import INFO
 from jaxresnet.errors import UserError
+from jaxresnet.evaluate import as_text
 from jaxresnet.machine.devices import local_mesh
 from jaxresnet.plan import Plan
 from jaxresnet.report import main
@@ -155,6 +156,23 @@ def test_how_a_run_was_made(finished: Path, page: Path, tmp_path: Path):
     assert facts["commit"] == "abc, with changes that are not committed"
     assert facts["memory"] == "16.0 GiB"
     assert facts["time"] == "training 12.6 min, compiling 41.2 s, in all not recorded"
+
+
+def test_the_evaluation_is_printed_with_its_interval(tmp_path: Path, tiny_plan: Plan):
+    record = made_up_run(tmp_path, tiny_plan)
+    line = "test accuracy 55.00% (95 % interval 47.70 to 62.09 %), loss 1.2500, 180 images"
+    assert as_text(record).splitlines()[1] == line
+
+
+def test_a_report_is_not_written_through_a_link(tmp_path: Path, tiny_config: Config):
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    run.mkdir()
+    elsewhere.mkdir()
+    (run / "config.toml").write_text(dump_config(tiny_config))
+    (run / "report").symlink_to(elsewhere)
+    with pytest.raises(UserError, match="report: expected a folder for the report, found a link"):
+        main(["--workdir", str(run), "--device", "cpu"])
+    assert list(elsewhere.iterdir()) == []
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -15,7 +15,7 @@ def origin_section(history: History) -> Section:
     note = "No start is recorded: the run has no environment.json." if not starts else ""
     folds = []
     if len(starts) > 1:
-        note = f"The run was started {len(starts)} times; each start continued from the last checkpoint."
+        note = f"The run was started {len(starts)} times."
         folds = [
             Fold(f"Start {number}, {start.started}", start_facts(start))
             for number, start in enumerate(starts, 1)

@@ -144,6 +144,15 @@ def test_a_refused_report_leaves_the_one_before_it_as_it_was(tmp_path: Path):
     assert "another run" in (folder / "index.html").read_text(encoding="utf-8")
 
 
+def test_the_page_is_replaced_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    names: list[str] = []
+    monkeypatch.setattr(
+        "jaxresnet.reporting.page.write_together", lambda files: names.extend(p.name for p in files)
+    )
+    write_page(PAGE, tmp_path)
+    assert names == ["a.png", "report.md", "index.html"]
+
+
 def test_a_folder_that_cannot_be_made(tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write"):

@@ -12,7 +12,7 @@ def confusion(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
     """A confusion matrix of counts [C, C], with true classes as rows. The shade of a cell is its share of the row."""
     totals = np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     shares = matrix / totals
-    size = 1.3 + 0.37 * len(class_names)
+    size = min(1.3 + 0.37 * len(class_names), 20)
     figure = Figure(figsize=(size + 0.2, size))
     axis = figure.subplots()
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)

@@ -101,10 +101,10 @@ def evaluate_command(args: argparse.Namespace, plan: Plan | None) -> None:
         learner = make_learner(network.plan, convolution_for(mesh))
         metrics = evaluate_whole(learner, network.variables, split, batch_size, mesh)
     record = evaluation_record(network.plan, metrics, network.checkpoint, network.step, network.selected_on)
-    print(as_text(record))
+    print(as_text(record), flush=True)  # before what may go to the same place, such as /dev/stdout
     if output is not None:
         try:
-            write_evaluation(output, record)
+            write_evaluation(output, record, named=output == args.output)
         except OSError as error:
             raise UserError(f"cannot write {output}: {error.strerror}") from None
         print(f"written to {output}")

@@ -54,6 +54,7 @@ class Saving:
     def save(self, epoch: int, state: TrainState) -> None:
         """Save in the middle of an epoch. Raises UserError instead if a loss or gradient was not finite."""
         self.require_finite(epoch, jax.device_get(state.metrics))
+        self.folder.require_in_place()
         self.checkpoints.save(state)
 
     def save_and_stop(self, epoch: int, state: TrainState) -> NoReturn:
@@ -121,6 +122,7 @@ class Session:
             images_per_second=images_per_second,
             **evaluated,
         )
+        self.saving.folder.require_in_place()
         self.saving.folder.epochs.append(record)
         self.reporter.epoch(record)
         empty = jax.device_put(Metrics.empty(self.learner.plan.info.classes), replicated(self.mesh))
@@ -212,5 +214,6 @@ def evaluate_end(session: Session, state: TrainState, last_evaluation: Metrics |
     metrics = last_evaluation if plan.config.evaluation.split == "test" else None
     metrics = metrics or session.evaluate(state, "test", stopped)
     record = evaluation_record(plan, metrics, "latest", int(state.step), selected_on=None)
+    session.saving.folder.require_in_place()
     write_evaluation(session.saving.folder.evaluation_path("latest"), record)
     return record

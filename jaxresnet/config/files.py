@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from jaxresnet.config.schema import Config, setting_error
+from jaxresnet.disk import CONFIG_LIMIT, read_file
 from jaxresnet.errors import UserError
 
 _PACKAGE = Path(__file__).parent.parent
@@ -42,14 +43,16 @@ def find_config(name: str) -> Path:
     return shipped[name]
 
 
-def load_config(path: Path) -> Config:
-    """Read a TOML file. Settings that it leaves out keep their defaults.
+def load_config(path: Path, *, follow: bool = True) -> Config:
+    """Read a TOML file. Settings that it leaves out keep their defaults. With `follow`, it may be a link.
 
     Raises UserError (exit code 2), with one line per problem, if the file cannot be read or is not TOML, or if a
     setting is unknown, has a wrong type, is out of range or contradicts another one.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")  # skips a byte order mark
+        text = read_file(path, CONFIG_LIMIT, follow=follow).decode("utf-8-sig")  # skips a byte order mark
+    except UserError as error:
+        raise UserError(f"cannot read the configuration: {error}", 2) from None
     except OSError as error:
         raise UserError(f"cannot read the configuration {path}: {error.strerror}", 2) from None
     except UnicodeDecodeError:

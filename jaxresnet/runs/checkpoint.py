@@ -13,6 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from jaxresnet.disk import require_plain
 from jaxresnet.errors import UserError
 from jaxresnet.learning.state import ITEMS, TrainState, Variables
 from jaxresnet.machine.workarounds import first_reason
@@ -84,6 +85,7 @@ class Checkpoints:
     def __init__(self, directory: Path, *, read_only: bool = False):
         if directory.exists() and not directory.is_dir():
             raise UserError(f"expected a folder of checkpoints, found a file: {directory}")
+        require_plain(directory)
         self._directory = directory.absolute()  # with a relative path, orbax would fail at the first save
         # Orbax reads all accuracies when it opens the folder, and fails if it cannot read one.
         self._set_aside = set_aside_accuracies(self._directory, read_only)
@@ -139,7 +141,7 @@ class Checkpoints:
             kept = ", ".join(map(str, self.saved_steps())) or "none"
             raise UserError(
                 f"cannot save a checkpoint in {self._directory}: {first_reason(error)}; earlier checkpoints are intact "
-                f"(steps: {kept}): make space there, then run the same command again"
+                f"(steps: {kept}): mend that, then run the same command again"
             ) from error
 
     def __enter__(self) -> Self:

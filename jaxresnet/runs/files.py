@@ -4,12 +4,14 @@ import contextlib
 import functools
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from jaxresnet.disk import RECORD_LIMIT, kind_of, open_file, read_file, require
 from jaxresnet.errors import UserError
 
 T = TypeVar("T")
@@ -34,6 +36,26 @@ def parse_record(kind: type[T], text: str | bytes, place: str) -> T:
     raise UserError(f"{place}: expected {_name(kind)}, found something else ({problem}): mend or remove it")
 
 
+def read_record(kind: type[T], path: Path) -> T | None:
+    """The record in a file of a run's folder; None if there is no such file.
+
+    Raises what `parse_record` and `read_if_there` raise.
+    """
+    content = read_if_there(path)
+    return None if content is None else parse_record(kind, content, str(path))
+
+
+def read_if_there(path: Path) -> bytes | None:
+    """The content of a file in a run's folder; None if there is none.
+
+    Raises UserError if it is a link or no file at all, or has more than RECORD_LIMIT bytes.
+    """
+    try:
+        return read_file(path, RECORD_LIMIT)
+    except FileNotFoundError:
+        return None
+
+
 def _name(kind: Any) -> str:
     words = getattr(kind, "__doc__", None) if isinstance(kind, type) else None
     return words.split(",")[0].split(".")[0].lower() if words else "a record"
@@ -49,7 +71,12 @@ def write_json(path: Path, content: Any) -> None:
 
     Raises ValueError if a number is not finite, and OSError with the file's name if it cannot be written.
     """
-    write_whole(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    write_whole(path, json_text(content))
+
+
+def json_text(content: Any) -> str:
+    """The text of a JSON file. Raises ValueError if a number is not finite."""
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -57,11 +84,24 @@ def write_whole(path: Path, content: str | bytes) -> None:
     write_together({path: content})
 
 
+def write_named(path: Path, content: str) -> None:
+    """Write to what a user named. A file is replaced as by `write_whole`, and a link leads to the file to replace.
+
+    A device or a pipe, such as /dev/stdout, stays what it is: the content is written to it.
+    """
+    if kind_of(path, follow=True) in ("a device", "a pipe"):
+        path.write_text(content, encoding="utf-8")
+    else:
+        write_whole(Path(os.path.realpath(path)), content)
+
+
 def write_together(contents: Mapping[Path, str | bytes]) -> None:
     """Replace several files, each atomically. If one cannot be written, none is replaced.
 
-    Raises OSError with the name of the file that cannot be written.
+    Raises OSError with the name of the file that cannot be written, and UserError if it is a link or no file at all.
     """
+    for path in contents:
+        require("a file", path)
     temporaries = {path: path.with_name(path.name + ".tmp") for path in contents}
     try:
         for path, temporary in temporaries.items():
@@ -76,12 +116,16 @@ def write_together(contents: Mapping[Path, str | bytes]) -> None:
 
 
 def write_to_disk(path: Path, mode: Literal["w", "a"], content: str | bytes) -> None:
-    """Write to a file (mode "w") or append to it ("a"), and wait until it is on disk.
+    """Write a new file in place of another (mode "w") or append to one ("a"), and wait until it is on disk.
 
-    Raises OSError that always has the file's name. That of a full disk would have none.
+    Raises OSError that always has the file's name. That of a full disk would have none. Raises UserError if the file to
+    append to is a link or no file at all.
     """
     try:
-        with path.open(f"{mode}b") as file:
+        if mode == "w":
+            path.unlink(missing_ok=True)  # what a process that was killed has left, or a link
+        flags = os.O_WRONLY | os.O_CREAT | (os.O_EXCL if mode == "w" else os.O_APPEND)
+        with os.fdopen(open_file(path, flags), f"{mode}b") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
@@ -93,21 +137,44 @@ def write_to_disk(path: Path, mode: Literal["w", "a"], content: str | bytes) -> 
 def lock_folder(path: Path) -> Iterator[None]:
     """Hold the lock of the run in the folder `path`. The kernel releases it in whatever way the process ends.
 
-    Raises UserError if another process holds it.
+    Raises UserError if another process holds it, or if the file system has no locks.
     """
     try:
         import fcntl
     except ImportError:  # Windows: no lock
         yield
         return
-    with (path / "lock").open("a+") as file:
+    with contextlib.ExitStack() as opened:
+
+        def take(descriptor: int) -> None:
+            opened.callback(os.close, descriptor)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"{path} is in use by {_holder(path)}: wait for it or name another --workdir"
+                ) from None
+
+        # The folder itself, because somebody may remove a file in it meanwhile. NFS cannot lock a folder.
+        with contextlib.suppress(OSError):
+            take(os.open(path, os.O_RDONLY))
+        file = open_file(path / "lock", os.O_RDWR | os.O_CREAT)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise UserError(f"{path} is in use by {holder}: wait for it or name another --workdir") from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()}")
-        file.flush()
+            take(file)
+        except OSError as error:
+            raise UserError(
+                f"cannot lock {path}: {error.strerror}; expected a file system with locks (flock): name a --workdir "
+                "on another one"
+            ) from None
+        os.truncate(file, 0)
+        os.write(file, f"process {os.getpid()}".encode())
         yield
+
+
+def _holder(path: Path) -> str:
+    """Who holds the lock of a folder, as its lock file says."""
+    try:
+        found = read_file(path / "lock", RECORD_LIMIT).decode(errors="replace")
+    except (OSError, UserError):
+        found = ""
+    return found if re.fullmatch(r"process \d{1,20}", found) else "another process"

@@ -10,7 +10,17 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from jaxresnet.machine.environment import Start
-from jaxresnet.runs.files import parse_record, to_json, write_json, write_to_disk, write_whole
+from jaxresnet.runs.files import (
+    json_text,
+    parse_record,
+    read_if_there,
+    read_record,
+    to_json,
+    write_json,
+    write_named,
+    write_to_disk,
+    write_whole,
+)
 
 SPLITS = ("train", "validation", "test")
 
@@ -123,13 +133,11 @@ class EpochLog:
         """Drop the lines of epochs that ended after `step`."""
         if self._path.exists():
             lines = zip(self._lines(), self.read(), strict=True)
-            write_whole(self._path, "".join(line for line, record in lines if record.step <= step))
+            write_whole(self._path, "".join(f"{line}\n" for line, record in lines if record.step <= step))
 
     def _lines(self) -> list[str]:
-        if not self._path.exists():
-            return []
-        lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-        return [line for line in lines if line.endswith("\n")]
+        content = read_if_there(self._path) or b""
+        return content.decode(errors="replace").split("\n")[:-1]
 
 
 class StartLog:
@@ -140,9 +148,7 @@ class StartLog:
 
     def read(self) -> list[Start]:
         """All starts so far. Raises UserError if the file holds something else."""
-        if not self._path.exists():
-            return []
-        return parse_record(list[Start], self._path.read_bytes(), str(self._path))
+        return read_record(list[Start], self._path) or []
 
     def add(self, start: Start) -> None:
         """Add an entry for a start."""
@@ -164,12 +170,13 @@ class StartLog:
 
 def read_evaluation(path: Path) -> EvaluationRecord | None:
     """The evaluation in a file; None if there is no such file. Raises UserError if it holds something else."""
-    return parse_record(EvaluationRecord, path.read_bytes(), str(path)) if path.exists() else None
+    return read_record(EvaluationRecord, path)
 
 
-def write_evaluation(path: Path, record: EvaluationRecord) -> None:
-    """Write an evaluation completely or not at all.
+def write_evaluation(path: Path, record: EvaluationRecord, *, named: bool = False) -> None:
+    """Write an evaluation completely or not at all; if a user `named` the file, as `write_named` does.
 
     Raises ValueError if a number is not finite, and OSError if the file cannot be written.
     """
-    write_json(path, dataclasses.asdict(record))
+    write = write_named if named else write_whole
+    write(path, json_text(dataclasses.asdict(record)))

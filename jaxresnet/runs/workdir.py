@@ -1,6 +1,7 @@
 """The folder of one run: where its files are, which run it belongs to, and the lock against a second process."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,9 +9,10 @@ from jaxresnet.config.files import dump_config, load_config
 from jaxresnet.config.schema import Config, differing_settings
 from jaxresnet.data.info import DatasetInfo
 from jaxresnet.data.sources import open_source
+from jaxresnet.disk import kind_of, require
 from jaxresnet.errors import UserError
 from jaxresnet.plan import Plan, resolve
-from jaxresnet.runs.files import lock_folder, parse_record, to_json, write_json, write_whole
+from jaxresnet.runs.files import lock_folder, read_record, to_json, write_json, write_whole
 from jaxresnet.runs.records import EpochLog, EvaluationRecord, StartLog, read_evaluation
 
 FREE_SETTINGS = ("epochs", "cpu_devices", "data.dir", "checkpoint.")
@@ -29,6 +31,7 @@ class Workdir:
         self.starts = StartLog(path / "environment.json")
         self._config = path / "config.toml"
         self._dataset = path / "dataset.json"
+        self._opened: os.stat_result | None = None
 
     def evaluation_path(self, checkpoint: str) -> Path:
         """The file for the evaluation of a checkpoint: "latest", "best" or the number of a step."""
@@ -40,16 +43,10 @@ class Workdir:
 
         Raises UserError (exit code 2) if the folder holds something else, or its configuration cannot be read.
         """
-        if self._config.exists():
-            return load_config(self._config)
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"expected a folder for the run, found a file: {self.path}", 2)
-        # A start that was killed early leaves a lock, and perhaps an incomplete configuration.
-        own = {"lock", "config.toml.tmp"}
-        if self.path.is_dir() and any(entry.name not in own for entry in self.path.iterdir()):
-            raise UserError(
-                f"{self.path} is neither empty nor a run (it has no config.toml): name another --workdir", 2
-            )
+        _check_folders(self.path)
+        if os.path.lexists(self._config):
+            return load_config(self._config, follow=False)
+        _require_room(self.path)
         return None
 
     def require_config(self) -> Config:
@@ -91,10 +88,15 @@ class Workdir:
 
     def _info(self, config: Config) -> DatasetInfo:
         """The facts of the run's data set, whose configuration is `config`."""
-        if self._dataset.exists():
-            return parse_record(DatasetInfo, self._dataset.read_bytes(), str(self._dataset))
+        if (info := read_record(DatasetInfo, self._dataset)) is not None:
+            return info
         # A run of version 0.1, which did not write this file, or one that was killed at its start.
         return open_source(config.data, f"{self._config}: ").info
+
+    def require_in_place(self) -> None:
+        """Raise UserError if the folder was moved or removed since `open`: a save would make a new one there."""
+        if self._opened:
+            _require_same(self.path, self._opened)
 
     @contextlib.contextmanager
     def open(self, plan: Plan) -> Iterator[None]:
@@ -106,6 +108,7 @@ class Workdir:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with lock_folder(self.path):
+                self._opened = self.path.stat()
                 self.check(plan)  # again: another process may have come first
                 write_whole(self._config, dump_config(plan.config))
                 write_json(self._dataset, to_json(plan.info))
@@ -135,3 +138,41 @@ class Workdir:
             )
         trained = bool(records) and records[-1].epoch == epochs
         return evaluation if trained and evaluation and evaluation.step == records[-1].step else None
+
+
+def _check_folders(workdir: Path) -> None:
+    """Raise UserError if a run cannot be in the folder `workdir`, or if one of its own folders is a link or no folder.
+
+    The exit code is 2 in the first case and 1 in the second.
+    """
+    found = kind_of(workdir, follow=True)
+    if found not in (None, "a folder"):
+        raise UserError(f"expected a folder for the run, found {found}: {workdir}", 2)
+    try:
+        str(workdir.absolute()).encode()
+    except UnicodeEncodeError:  # orbax could not save there
+        raise UserError(
+            f"expected a folder whose name is UTF-8, found {str(workdir.absolute())!a}", 2
+        ) from None
+    for name in ("checkpoints", "tensorboard", "report"):
+        require("a folder", workdir / name)
+
+
+def _require_room(workdir: Path) -> None:
+    """Raise UserError (exit code 2) if a folder without a configuration holds something that no run has left there."""
+    # A start that was killed early leaves a lock, and perhaps an incomplete configuration.
+    own = {"lock", "config.toml.tmp"}
+    if workdir.is_dir() and any(entry.name not in own for entry in workdir.iterdir()):
+        raise UserError(
+            f"{workdir} is neither empty nor a run (it has no config.toml): name another --workdir", 2
+        )
+
+
+def _require_same(workdir: Path, opened: os.stat_result) -> None:
+    """Raise UserError unless the folder `workdir` is still the one that had the status `opened`."""
+    found = workdir.stat() if workdir.is_dir() else None
+    if found is None or not os.path.samestat(found, opened):
+        raise UserError(
+            f"{workdir} was moved or removed during the run: expected the folder that the run began in, found "
+            f"{'another' if found else 'none'}; put it back, then run the same command again"
+        )

@@ -17,6 +17,9 @@ PositiveInt = Annotated[int, Field(ge=1)]
 Width = Annotated[int, Field(ge=1, le=65_536)]
 Depth = Annotated[int, Field(ge=1, le=1_000)]
 
+MOST_BLOCKS = 1_000
+"""Of all stages together. To trace a network of as many takes some twenty seconds."""
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
@@ -137,6 +140,10 @@ class Config(_Section):
             problems.append(
                 "model.stage_blocks, stage_channels and stage_strides: expected equal lengths, found "
                 f"{len(model.stage_blocks)}, {len(model.stage_channels)} and {len(model.stage_strides)}"
+            )
+        if (blocks := sum(model.stage_blocks)) > MOST_BLOCKS:
+            problems.append(
+                f"model.stage_blocks: expected at most {MOST_BLOCKS} blocks in all, found {blocks}"
             )
         if model.stem_kernel % 2 == 0:
             problems.append(f"model.stem_kernel: expected an odd number, found {model.stem_kernel}")

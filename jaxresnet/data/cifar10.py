@@ -1,5 +1,6 @@
 """CIFAR-10, as tensorflow-datasets downloads and prepares it."""
 
+import math
 import os
 import re
 import threading
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from jaxresnet.config.schema import DataConfig
 from jaxresnet.data.info import DatasetInfo
+from jaxresnet.disk import require
 from jaxresnet.errors import UserError
 from jaxresnet.machine.workarounds import load_tensorflow
 
@@ -35,6 +37,18 @@ INFO = DatasetInfo(
     mean=(0.4914, 0.4822, 0.4465),
     std=(0.2470, 0.2435, 0.2616),
 )
+
+PIXEL_SUMS = {
+    "train": (
+        2_186_738_454, 1_792_474_165, 1_834_069_962, 1_785_320_810, 1_716_868_592,
+        1_803_175_522, 1_636_791_303, 1_826_153_434, 2_050_191_760, 1_908_898_001,
+    ),
+    "test": (
+        446_982_175, 358_698_501, 368_999_173, 356_339_063, 338_149_949,
+        367_921_820, 329_846_595, 369_238_806, 410_500_189, 386_699_363,
+    ),
+}  # fmt: skip
+"""The sum of all pixel values of each class, by split. It does not depend on the order of the examples."""
 
 
 class Cifar10:
@@ -66,6 +80,8 @@ class Cifar10:
         from jaxresnet.data.splits import Split
 
         place = str(root / "cifar10")
+        for path in root.glob("cifar10/*/*"):  # TensorFlow would wait for a pipe
+            require("a file", path, follow=True)
         try:
             builder = tfds.builder("cifar10", data_dir=root)
             if not builder.is_prepared():
@@ -80,7 +96,20 @@ class Cifar10:
                 f"cannot load CIFAR-10 from {place}: {reason.splitlines()[0]}; "
                 f"remove {root / 'cifar10'} to prepare it anew"
             ) from error
-        return Split(np.asarray(arrays["image"]), np.asarray(arrays["label"]).astype(np.int32))
+        found = Split(np.asarray(arrays["image"]), np.asarray(arrays["label"]).astype(np.int32))
+        if sums_of_classes(found) != PIXEL_SUMS[split]:
+            raise UserError(
+                f"{place} does not hold the {split} split of CIFAR-10: expected its images and labels, found others; "
+                f"remove {root / 'cifar10'} to prepare it anew"
+            )
+        return found
+
+
+def sums_of_classes(split: "Split") -> tuple[int, ...]:
+    """The sum of all pixel values of each class, as in PIXEL_SUMS."""
+    images, labels = split
+    sums = images.reshape(len(images), math.prod(images.shape[1:])).sum(1, dtype="int64")
+    return tuple(int(sums[labels == label].sum()) for label in range(INFO.classes))
 
 
 def _require_network(root: Path) -> None:

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from jaxresnet.data.batches import evaluation_batches
 from jaxresnet.data.splits import Split
+from jaxresnet.errors import UserError
 from jaxresnet.learning.learner import Learner
 from jaxresnet.learning.metrics import Metrics
 from jaxresnet.learning.state import Variables
@@ -53,12 +54,24 @@ def evaluate(
 def evaluate_whole(
     learner: Learner, variables: Variables, split: Split, batch_size: int, mesh: Mesh
 ) -> Metrics:
-    """Sums over every example of `split`, in batches of `fitting_batch_size(batch_size, split, mesh)`."""
+    """Sums over every example of `split`, in batches of `fitting_batch_size(batch_size, split, mesh)`.
+
+    Raises UserError if the loss is not finite.
+    """
     metrics = evaluate(
         jit_eval_step(learner, mesh), variables, split, fitting_batch_size(batch_size, split, mesh), mesh
     )
     assert metrics is not None  # nothing stops it
+    _require_finite(metrics.loss)
     return metrics
+
+
+def _require_finite(values: float | np.ndarray) -> None:
+    """Raise UserError if an evaluation's loss or logits are not finite."""
+    if not np.isfinite(values).all():
+        raise UserError(
+            "the evaluation gives numbers that are not finite: expected other weights, because these are too large"
+        )
 
 
 def predict_split(
@@ -66,15 +79,18 @@ def predict_split(
 ) -> np.ndarray:
     """Logits float32 [N, C] of every example of `split`, in its order.
 
-    They are computed in batches of `fitting_batch_size(batch_size, split, mesh)`.
+    They are computed in batches of `fitting_batch_size(batch_size, split, mesh)`. Raises UserError if one is not
+    finite.
     """
     predict = jax.jit(make_predict(learner.model, learner.plan.info), out_shardings=replicated(mesh))
-    return np.concatenate(
+    logits = np.concatenate(
         [
             np.asarray(predict(variables, shard_batch(mesh, batch).image))[batch.mask]
             for batch in evaluation_batches(split, fitting_batch_size(batch_size, split, mesh))
         ]
     )
+    _require_finite(logits)
+    return logits
 
 
 def metrics_of_logits(learner: Learner, logits: np.ndarray, labels: np.ndarray) -> Metrics:

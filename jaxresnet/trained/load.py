@@ -19,7 +19,7 @@ from jaxresnet.plan import Plan
 from jaxresnet.runs.checkpoint import Checkpoints
 from jaxresnet.runs.integrity import DamagedCheckpointError
 from jaxresnet.runs.workdir import Workdir
-from jaxresnet.trained.weights import load_weights
+from jaxresnet.trained.weights import load_weights, require_usable
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ def load_run(workdir: Path | str, checkpoint: str = "latest", mesh: Mesh | None 
         except DamagedCheckpointError as error:
             others = ", ".join(str(other) for other in saved if other != step) or "none"
             raise UserError(f"{error}; other checkpoints to evaluate: {others}") from None
+    require_usable(variables, f"checkpoint {step} in {folder.checkpoints}: ")
     selected_on = plan.config.evaluation.split if checkpoint == "best" else None
     return TrainedNetwork(plan, variables, checkpoint, step, selected_on)
 

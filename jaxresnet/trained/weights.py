@@ -7,7 +7,7 @@ the file alone describes the network, the size and normalisation of its input, a
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxresnet.config.files import dump_config, parse_config
 from jaxresnet.data.info import DatasetInfo
 from jaxresnet.data.sources import open_source
+from jaxresnet.disk import CONFIG_LIMIT, MIB, require
 from jaxresnet.errors import UserError
 from jaxresnet.learning.learner import make_learner
 from jaxresnet.learning.state import Variables, state_template
@@ -47,6 +48,10 @@ _LEAVES = {
 }
 
 
+_FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""The dtypes of arrays that can be read, by their names in a safetensors file."""
+
+
 def _torch_name(path: tuple[str, ...]) -> str:
     """PyTorch's name of a leaf: layer1.0.bn1.weight for ("params", "stage0_block0", "norm1", "scale")."""
     *blocks, module, leaf = path[1:]
@@ -62,6 +67,11 @@ def _to_torch(array: np.ndarray) -> np.ndarray:
     if array.ndim == 4:
         return array.transpose(3, 2, 0, 1)
     return array.T
+
+
+def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of an array in PyTorch's layout."""
+    return tuple(shape[axis] for axis in (3, 2, 0, 1)) if len(shape) == 4 else shape[::-1]
 
 
 def _from_torch(array: np.ndarray) -> np.ndarray:
@@ -85,29 +95,61 @@ def from_state_dict(plan: Plan, state_dict: Mapping[str, np.ndarray]) -> Variabl
     """The variables of a plan's network, in float32, from a PyTorch state dict of arrays.
 
     `num_batches_tracked` is ignored. Raises UserError with one line for each name that is missing or unknown, or whose
-    array has a wrong shape or is not floating point.
+    array has a wrong shape or is not floating point, and with one line if numbers are not finite.
     """
+    arrays = {name: np.asarray(value) for name, value in state_dict.items()}
+    header = {name: (array.shape, str(array.dtype)) for name, array in arrays.items()}
+    return _assemble(plan, header, arrays.__getitem__)
+
+
+def _assemble(
+    plan: Plan, header: Mapping[str, tuple[tuple[int, ...], str]], read: Callable[[str], np.ndarray]
+) -> Variables:
+    """The variables of a plan's network. No array is read unless the shapes and dtypes in `header` fit.
+
+    Raises what `from_state_dict` raises.
+    """
+    found = {name: each for name, each in header.items() if not name.endswith("num_batches_tracked")}
+    blocks = sum(plan.config.model.stage_blocks)
+    if len(found) < blocks:  # before the network is traced, which takes long if it is absurdly deep
+        raise UserError(f"expected the arrays of a network of {blocks:,} blocks, found {len(found):,} arrays")
     shapes = state_template(make_learner(plan)).variables
     template = cast(dict[tuple[str, ...], Any], flatten_dict(shapes))
-    expected = {_torch_name(path): (path, leaf) for path, leaf in template.items()}
-    found = {name: value for name, value in state_dict.items() if not name.endswith("num_batches_tracked")}
+    expected = {_torch_name(path): (path, leaf.shape) for path, leaf in template.items()}
     problems = [f"{name}: expected by the network, not found" for name in expected if name not in found]
     problems += [f"{name}: found, not expected by the network" for name in found if name not in expected]
-    variables = {}
-    for name, (path, leaf) in expected.items():
-        if name not in found:
-            continue
-        array = np.asarray(found[name])
-        shape = _to_torch(np.empty(leaf.shape)).shape
-        if array.shape != shape:
-            problems.append(f"{name}: expected shape {list(shape)}, found {list(array.shape)}")
-        elif not np.issubdtype(array.dtype, np.floating):
-            problems.append(f"{name}: expected floating-point numbers, found {array.dtype}")
-        else:
-            variables[path] = np.ascontiguousarray(_from_torch(array), np.float32)
+    for name, (_, ours) in expected.items():
+        shape, dtype = found.get(name, (_torch_shape(ours), "float32"))
+        if shape != _torch_shape(ours):
+            problems.append(f"{name}: expected shape {list(_torch_shape(ours))}, found {list(shape)}")
+        elif dtype not in _FLOATS.values():
+            problems.append(f"{name}: expected {' or '.join(_FLOATS.values())}, found {dtype}")
     if problems:
         raise UserError("\n".join(problems))
-    return unflatten_dict(variables)
+    with np.errstate(over="ignore"):  # what overflows is told below
+        flat = {path: _from_torch(read(name).astype(np.float32)) for name, (path, _) in expected.items()}
+    variables = unflatten_dict({path: np.ascontiguousarray(array) for path, array in flat.items()})
+    require_usable(variables)
+    return variables
+
+
+def require_usable(variables: Variables, place: str = "") -> None:
+    """Raise UserError if a number in `variables` is not finite, or a variance is negative. It begins with `place`.
+
+    On a CPU a network with such numbers can give finite logits that mean nothing: XLA's ReLU makes 0 of NaN.
+    """
+    flat = cast(dict[tuple[str, ...], np.ndarray], flatten_dict(jax.device_get(variables)))
+    useful = {
+        path: np.isfinite(leaf) & ((leaf >= 0) if path[-1] == "var" else True) for path, leaf in flat.items()
+    }
+    bad = {path: int((~each).sum()) for path, each in useful.items() if not each.all()}
+    if bad:
+        path, count = next(iter(bad.items()))
+        numbers = "finite numbers of at least 0" if path[-1] == "var" else "finite numbers"
+        more = f", and such in {len(bad) - 1} more arrays" if len(bad) > 1 else ""
+        raise UserError(
+            f"{place}{_torch_name(path)}: expected {numbers}, found {count:,} of {flat[path].size:,} that are not{more}"
+        )
 
 
 def save_weights(path: Path | str, plan: Plan, variables: Variables) -> None:
@@ -139,31 +181,40 @@ def load_weights(path: Path | str, plan: Plan | None = None) -> tuple[Plan, Vari
     """
     from safetensors import SafetensorError, safe_open
 
+    require("a file", Path(path), follow=True)
     try:
         with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            state_dict = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    except (OSError, SafetensorError) as error:
+            plan = plan or _plan_in(file.metadata() or {})
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            dtypes = {name: str(each.get_dtype()) for name, each in slices.items()}
+            header = {
+                name: (tuple(each.get_shape()), _FLOATS.get(dtypes[name], dtypes[name]))
+                for name, each in slices.items()
+            }
+            return plan, _assemble(plan, header, file.get_tensor)
+    except (OSError, SafetensorError, UnicodeEncodeError) as error:
         raise UserError(f"cannot read the weights {path}: {error}") from None
-    plan = plan or _plan_in(metadata, str(path))
-    try:
-        return plan, from_state_dict(plan, state_dict)
     except UserError as error:
-        raise UserError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
+        lines = "\n".join(f"{path}: {line}" for line in str(error).splitlines())
+        raise UserError(lines, error.exit_code) from None
 
 
-def _plan_in(metadata: Mapping[str, str], path: str) -> Plan:
+def _plan_in(metadata: Mapping[str, str]) -> Plan:
     """The plan in a file's metadata. Raises UserError if there is none that this version can read."""
     found = metadata.get("jaxresnet_format", "1")
     if found not in map(str, range(1, FORMAT + 1)):
         raise UserError(
-            f"{path} has format {found!r}: expected at most {FORMAT}; it was written by a later version of jaxresnet"
+            f"expected at most format {FORMAT}, found {found!r}: it was written by a later version of jaxresnet"
         )
     if "config" not in metadata:
-        raise UserError(f"{path}: expected a configuration in its metadata, found none: name one (--config)")
-    config = parse_config(metadata["config"], source=f"{path}: ")
+        raise UserError("expected a configuration in its metadata, found none: name one (--config)")
+    if len(metadata["config"]) > CONFIG_LIMIT:
+        raise UserError(
+            f"expected at most {CONFIG_LIMIT // MIB} MiB of configuration in its metadata, found more"
+        )
+    config = parse_config(metadata["config"])
     if "dataset" in metadata:
-        info = parse_record(DatasetInfo, metadata["dataset"], f"{path}: dataset")
+        info = parse_record(DatasetInfo, metadata["dataset"], "dataset")
     else:
-        info = open_source(config.data, f"{path}: ").info
-    return resolve(config, info, source=f"{path}: ")
+        info = open_source(config.data).info
+    return resolve(config, info)

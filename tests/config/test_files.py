@@ -137,7 +137,10 @@ def test_all_errors_are_told_at_once(tmp_path: Path):
 
 
 def test_unreadable_files(tmp_path: Path):
-    for path, reason in [(tmp_path / "none.toml", "No such file"), (tmp_path, "expected a file, found a folder")]:
+    for path, reason in [
+        (tmp_path / "none.toml", "No such file"),
+        (tmp_path, "expected a file, found a folder"),
+    ]:
         with pytest.raises(UserError, match=reason) as caught:
             load_config(path)
         assert caught.value.exit_code == 2

@@ -66,7 +66,7 @@ def configurations(draw: st.DrawFn) -> Config:
             "cpu_devices": draw(st.integers(0, 256)),
             "model.stem_kernel": 2 * draw(st.integers(0, 31)) + 1,
             "model.stem_channels": draw(st.integers(1, 65_536)),
-            "model.stage_blocks": each(st.integers(1, 1000)),
+            "model.stage_blocks": each(st.integers(1, 1000 // stages)),
             "model.stage_channels": each(st.integers(1, 65_536)),
             "model.stage_strides": each(st.sampled_from([1, 2])),
             "model.conv_bias": draw(st.booleans()),

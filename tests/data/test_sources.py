@@ -73,6 +73,7 @@ def test_real_cifar10():
     assert test.images.shape == (10_000, 32, 32, 3)
     assert set(np.bincount(train.labels)) == {5000}
     assert set(np.bincount(test.labels)) == {1000}
+    assert sum(cifar10.PIXEL_SUMS["train"]) == 18_540_682_003  # the sum of what others give for each channel
     mean = train.images.mean((0, 1, 2)) / 255
     square = np.square(train.images, dtype=np.uint16).mean((0, 1, 2)) / 255**2
     np.testing.assert_allclose(mean, source.info.mean, atol=1e-4)
@@ -97,11 +98,23 @@ def flip(content: bytearray) -> bytearray:
     return content
 
 
+def first_records_again(content: bytearray) -> bytes:
+    """The first 5,000 of 10,000 records, twice. A record has 16 bytes more than its length, with which it begins."""
+    end = 0
+    for _ in range(5_000):
+        end += int.from_bytes(content[end : end + 8], "little") + 16
+    return bytes(content[:end]) * 2
+
+
 @with_cifar10
 @pytest.mark.parametrize(
     ("damage", "problem"),
-    [(flip, "corrupted record"), (lambda content: content[:-50], "truncated record")],
-    ids=["flipped", "truncated"],
+    [
+        (flip, "corrupted record"),
+        (lambda content: content[:-50], "truncated record"),
+        (first_records_again, "expected its images and labels, found others"),
+    ],
+    ids=["flipped", "truncated", "half of the images twice"],
 )
 def test_a_damaged_file_is_named(
     tmp_path: Path,
@@ -110,12 +123,21 @@ def test_a_damaged_file_is_named(
     problem: str,
 ):
     directory = damaged_copy(tmp_path, damage)
-    with pytest.raises(UserError, match=rf"{tmp_path}/\S*-test\.tfrecord\S*: {problem} .*; remove") as caught:
+    with pytest.raises(UserError, match=rf"{tmp_path}/\S*-test\.tfrecord.*: {problem}.*; remove") as caught:
         load_split(open_source(DataConfig(dir=directory)), "test")
     assert caught.value.exit_code == 1
     assert len(str(caught.value).splitlines()) == 1
     assert "Op:" not in str(caught.value)
     assert capfd.readouterr().err == ""
+
+
+def test_a_pipe_in_a_data_sets_folder_is_not_waited_for(tmp_path: Path):
+    folder = tmp_path / "cifar10" / "3.0.2"
+    folder.mkdir(parents=True)
+    (folder / "dataset_info.json").touch()
+    os.mkfifo(folder / "cifar10-test.tfrecord-00000-of-00001")
+    with pytest.raises(UserError, match=r"^expected a file, found a pipe: .*-test.tfrecord-00000-of-00001$"):
+        load_split(open_source(DataConfig(dir=str(tmp_path))), "test")
 
 
 def test_missing_data_without_a_network_fails_fast_with_the_ways_out(

@@ -24,7 +24,8 @@ def variables(tiny_learner: Learner) -> Variables:
     """Variables whose leaves are all different, vectors included."""
     variables = jax.device_get(initial_state(tiny_learner).variables)
     generator = np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: generator.normal(size=leaf.shape).astype(np.float32), variables)
+    variables = jax.tree.map(lambda leaf: generator.normal(size=leaf.shape).astype(np.float32), variables)
+    return variables | {"batch_stats": jax.tree.map(np.abs, variables["batch_stats"])}
 
 
 def test_names_and_layouts_are_pytorchs(variables: Variables):
@@ -81,7 +82,7 @@ def test_what_does_not_fit_is_named(tiny_plan: Plan, variables: Variables):
     assert str(caught.value).splitlines() == [
         "linear.weight: expected by the network, not found",
         "fc.weight: found, not expected by the network",
-        "bn1.bias: expected floating-point numbers, found int64",
+        "bn1.bias: expected float64 or float32 or float16 or bfloat16, found int64",
         "bn1.weight: expected shape [4], found [5]",
     ]
 
@@ -123,7 +124,7 @@ def test_a_file_of_a_later_version_is_refused(tmp_path: Path, tiny_plan: Plan, v
     save_weights(path, tiny_plan, variables)
     for found in ("3", "two"):
         rewrite(path, jaxresnet_format=found)
-        refusal = rf"weights.safetensors has format '{found}': expected at most 2; .* later version"
+        refusal = rf"weights.safetensors: expected at most format 2, found '{found}': .* later version"
         with pytest.raises(UserError, match=refusal) as caught:
             load_weights(path)
         assert len(str(caught.value).splitlines()) == 1

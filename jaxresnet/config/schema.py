@@ -51,7 +51,7 @@ class DataConfig(_Section):
 
     name: str = "cifar10"
     """Data set: cifar10, or digits, which comes with scikit-learn and needs no download."""
-    dir: str = ""
+    dir: Annotated[str, Field(max_length=4096)] = ""  # with a bound, pydantic also refuses what is not UTF-8
     """Folder of the prepared TFDS data sets. Empty: $TFDS_DATA_DIR if set, else ~/tensorflow_datasets."""
     validation_examples: Annotated[int, Field(ge=0)] = 0
     """Number of training examples held out for validation. They are stratified and the same for every seed."""

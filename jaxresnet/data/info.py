@@ -5,8 +5,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Side = Annotated[int, Field(ge=1, le=65_536)]
+Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
 @dataclass(frozen=True)
@@ -14,17 +15,17 @@ class DatasetInfo:
     """Facts about a data set. They are saved with every run and every weights file.
 
     `image_shape` is (height, width, channels) of its uint8 images. `mean` and `std` are taken over all pixels of the
-    training split, per channel, on a scale of 0 to 1; a std is greater than 0. Raises ValueError if they do not have
+    training split, per channel, on a scale of 0 to 1; a std is at least 1e-6. Raises ValueError if they do not have
     one entry per channel, if there are no class names, or if two are equal.
     """
 
     name: str
-    image_shape: tuple[Positive, Positive, Positive]
+    image_shape: tuple[Side, Side, Side]
     class_names: tuple[str, ...]
     train_examples: Positive
     test_examples: Count
-    mean: tuple[float, ...]
-    std: tuple[Annotated[float, Field(gt=0)], ...]
+    mean: tuple[Annotated[float, Field(ge=0, le=1)], ...]
+    std: tuple[Annotated[float, Field(ge=1e-6, le=1)], ...]
 
     def __post_init__(self) -> None:
         channels = self.image_shape[2]

@@ -8,7 +8,7 @@ import shlex
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:  # JAX need not be loaded to read the records of starts
     from jax.sharding import Mesh
@@ -58,6 +58,8 @@ class Start:
     seconds: float | None = None
     peak_device_bytes: int | None = None
 
+    __pydantic_config__: ClassVar[dict[str, bool]] = {"allow_inf_nan": False}  # read by jaxresnet.runs.files
+
 
 def describe_environment(mesh: "Mesh", precision: str, argv: list[str]) -> Start:
     """The record of a start of a run on `mesh`. `precision` is the run's setting, `argv` its command line."""
@@ -71,7 +73,7 @@ def describe_environment(mesh: "Mesh", precision: str, argv: list[str]) -> Start
             continue
     return Start(
         started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        command=shlex.join(argv),
+        command=shlex.join(argv).encode(errors="backslashreplace").decode(),  # a name need not be UTF-8
         versions=versions,
         git=_git(),
         backend=devices[0].platform,

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from jaxresnet.machine.environment import Start
+from jaxresnet.plan import MAX_STEPS
 from jaxresnet.runs.files import (
     json_text,
     parse_record,
@@ -26,6 +27,7 @@ SPLITS = ("train", "validation", "test")
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0, le=MAX_STEPS)]
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,8 @@ class EpochRecord:
     last step. `seconds` and `images_per_second` do not include compilation and evaluation.
     """
 
-    epoch: int
-    step: int
+    epoch: Count
+    step: Count
     learning_rate: Finite
     train_loss: Finite
     train_accuracy: Fraction
@@ -70,18 +72,24 @@ class EvaluationRecord:
 
     `checkpoint` is "latest", "best", the number of a step or the name of a file. `step` is None for weights from a
     file. `selected_on` names the split that served to choose the checkpoint among others; None if none did. Accuracies
-    are fractions; that of a class without examples is None. The rows of the confusion matrix are true classes.
+    are fractions; that of a class without examples is None. The rows of the confusion matrix are true classes. Raises
+    ValueError if the matrix has another number of classes.
     """
 
     checkpoint: str
-    step: int | None
+    step: Count | None
     split: str
     selected_on: str | None
-    examples: int
+    examples: Count
     loss: Finite
     accuracy: Fraction
     per_class_accuracy: dict[str, Fraction | None]
-    confusion_matrix: list[list[int]]
+    confusion_matrix: list[list[Count]]
+
+    def __post_init__(self) -> None:
+        classes = len(self.per_class_accuracy)
+        if classes == 0 or [len(row) for row in self.confusion_matrix] != [classes] * classes:
+            raise ValueError(f"expected a confusion matrix of the {classes} classes, found another shape")
 
 
 def best_epoch(records: Iterable[EpochRecord], split: str) -> EpochRecord | None:

@@ -1,7 +1,11 @@
 """The run's folder: locked, checked, and never half-written."""
 
 import dataclasses
+import errno
+import fcntl
 import json
+import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -127,3 +131,77 @@ def test_what_is_no_data_sets_facts_is_named(tmp_path: Path, change: dict[str, A
         Workdir(tmp_path).require_plan()
     assert problem in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_lock_file_that_somebody_removes_lets_no_second_process_in(tmp_path: Path):
+    first, second = Workdir(tmp_path / "run"), Workdir(tmp_path / "run")
+    refusal = r"run is in use by another process: wait for it or name another --workdir$"
+    with first.open(PLAN):
+        (tmp_path / "run" / "lock").unlink()
+        with pytest.raises(UserError, match=refusal), second.open(PLAN):
+            pass
+        (tmp_path / "run").rename(tmp_path / "moved")
+        with pytest.raises(UserError, match="moved is in use"), Workdir(tmp_path / "moved").open(PLAN):
+            pass
+
+
+def test_a_file_system_that_cannot_lock_folders_locks_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    flock = fcntl.flock
+
+    def of_nfs(descriptor: int, operation: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", of_nfs)
+    with (
+        Workdir(tmp_path).open(PLAN),
+        pytest.raises(UserError, match=f"in use by process {os.getpid()}: "),
+        Workdir(tmp_path).open(PLAN),
+    ):
+        pass
+
+
+def test_a_file_system_without_locks_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def no_locks(*_: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(UserError) as caught, Workdir(tmp_path).open(PLAN):
+        pass
+    assert str(caught.value) == (
+        f"cannot lock {tmp_path}: No locks available; expected a file system with locks (flock): name a --workdir on "
+        "another one"
+    )
+
+
+def test_a_folder_that_is_moved_or_replaced_meanwhile_is_noticed(tmp_path: Path):
+    run, place = Workdir(tmp_path / "run"), tmp_path / "run"
+    run.require_in_place()  # nothing is opened yet
+    with run.open(PLAN):
+        run.require_in_place()
+        place.rename(tmp_path / "moved")
+        with pytest.raises(
+            UserError, match=rf"^{place} was moved or removed during the run: .* found none; put"
+        ):
+            run.require_in_place()
+        place.mkdir()
+        with pytest.raises(UserError, match="the folder that the run began in, found another; put it back"):
+            run.require_in_place()
+        place.rmdir()
+        place.symlink_to(tmp_path / "moved")
+        run.require_in_place()
+
+
+def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path):
+    run = Workdir(tmp_path / os.fsdecode(b"run\xff"))
+    for use in (lambda: run.check(PLAN), lambda: run.open(PLAN).__enter__()):
+        with pytest.raises(
+            UserError, match=r"expected a folder whose name is UTF-8, found '/.*/run\\udcff'"
+        ) as caught:
+            use()
+        assert caught.value.exit_code == 2
+    with pytest.raises(UserError, match=r"data.dir: expected a valid string, .* found '\\udcff'"):
+        Config().replace({"data.dir": os.fsdecode(b"\xff")})

@@ -91,6 +91,29 @@ def test_a_batch_that_the_devices_cannot_share_is_refused(tmp_path: Path, short_
     assert not (tmp_path / "run").exists()
 
 
+def test_a_folder_that_is_moved_during_the_run_is_not_made_anew(
+    tmp_path: Path, short_config: Config, monkeypatch: pytest.MonkeyPatch
+):
+    workdir, moved = tmp_path / "run", tmp_path / "moved"
+    original = session.Session.train
+
+    def move(self: session.Session, epoch: int, state: TrainState, batches: Iterator[Batch]) -> Any:
+        if epoch == 1:
+            self.saving.checkpoints.wait()
+            workdir.rename(moved)
+        return original(self, epoch, state, batches)
+
+    monkeypatch.setattr(session.Session, "train", move)
+    with pytest.raises(
+        UserError, match=r"run was moved or removed during the run: .*; put it back, then run"
+    ):
+        fit(short_config, workdir)
+    assert not workdir.exists()
+    assert [record["epoch"] for record in timeless_records(moved)] == [1]
+    with Checkpoints(moved / "checkpoints", read_only=True) as checkpoints:
+        assert checkpoints.saved_steps() == [12]
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(
     tmp_path: Path, short_config: Config, monkeypatch: pytest.MonkeyPatch
 ):

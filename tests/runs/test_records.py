@@ -1,5 +1,6 @@
 """The records of a run: written whole, read as what they are, and named where they are something else."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -143,6 +144,8 @@ def test_a_file_that_holds_something_else_is_named_in_one_line(tmp_path: Path, c
         ({"train_accuracy": 25.0}, "train_accuracy: Input should be less than or equal to 1"),
         ({"step": "10"}, "step: Input should be a valid integer"),
         ({"train_loss": None}, "train_loss: Input should be a valid number"),
+        ({"epoch": 10**400}, "epoch: Input should be less than or equal to 2147483647"),
+        ({"step": -1}, "step: Input should be greater than or equal to 0"),
     ],
 )
 def test_a_lines_wrong_value_is_named(tmp_path: Path, change: dict[str, Any], problem: str):
@@ -175,6 +178,31 @@ def test_an_evaluation_is_read_as_it_was_written(tmp_path: Path):
         "confusion_matrix",
     ]
     assert run.evaluation_path("best").name == "evaluation_best.json"
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"confusion_matrix": [[1]]}, "expected a confusion matrix of the 2 classes, found another shape"),
+        (
+            {"confusion_matrix": [[1, 1], [1]]},
+            "expected a confusion matrix of the 2 classes, found another shape",
+        ),
+        (
+            {"confusion_matrix": [[1, 1], [1, 2**63]]},
+            "confusion_matrix.1.1: Input should be less than or equal to",
+        ),
+        ({"per_class_accuracy": {}, "confusion_matrix": []}, "expected a confusion matrix of the 0 classes"),
+    ],
+)
+def test_an_evaluation_of_another_shape_is_named(tmp_path: Path, change: dict[str, Any], problem: str):
+    path = Workdir(tmp_path).evaluation_path("latest")
+    path.write_text(json.dumps(dataclasses.asdict(EVALUATION) | change))
+    with pytest.raises(
+        UserError, match=r"evaluation.json: expected an evaluation, found something else"
+    ) as caught:
+        Workdir(tmp_path).evaluation()
+    assert problem in str(caught.value)
 
 
 def test_a_run_is_finished_when_its_last_epoch_is_evaluated(tmp_path: Path):

@@ -19,6 +19,7 @@ from jaxresnet.learning.state import TrainState
 from jaxresnet.plan import Plan, resolve
 from jaxresnet.runs.checkpoint import Checkpoints
 from jaxresnet.runs.workdir import Workdir
+from jaxresnet.trained.evaluation import evaluate_whole, predict_split
 from jaxresnet.trained.load import TrainedNetwork, load_run, load_weights_file
 from jaxresnet.trained.weights import save_weights
 
@@ -140,3 +141,26 @@ def test_a_run_of_the_first_version_is_loaded(tmp_path: Path, tiny_config: Confi
     network = load_run(tmp_path)
     assert (network.plan, network.config.cpu_devices, network.step) == (plan, 4, 9)
     jax.tree.map(np.testing.assert_array_equal, network.variables, jax.device_get(state.variables))
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, tiny_plan: Plan):
+    state = initial_state(tiny_plan)
+    kernel = state.params["stem_conv"]["kernel"].at[0, 0, 0, 0].set(np.nan)
+    state = state.replace(params=state.params | {"stem_conv": state.params["stem_conv"] | {"kernel": kernel}})
+    with Workdir(tmp_path).open(tiny_plan), Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(state)
+    refusal = r"checkpoint 7 in \S+: conv1.weight: expected finite numbers, found 1 of 108 that are not$"
+    with pytest.raises(UserError, match=refusal):
+        load_run(tmp_path)
+
+
+def test_logits_that_are_not_finite_are_an_error(tiny_plan: Plan, digits: Split):
+    learner, mesh = make_learner(tiny_plan), mesh_of(1)
+    params = initial_state(tiny_plan).params
+    head = {name: array + 3e38 for name, array in params["head"].items()}  # finite, but not their sums
+    variables = initial_state(tiny_plan).variables | {"params": params | {"head": head}}
+    for use in (evaluate_whole, predict_split):
+        with pytest.raises(
+            UserError, match="the evaluation gives numbers that are not finite: expected other weights"
+        ):
+            use(learner, variables, digits, 8, mesh)

@@ -1,8 +1,12 @@
 """Weights as PyTorch state dicts and safetensors files."""
 
+import json
+import os
 import pickle
 import re
+import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -159,3 +163,107 @@ def test_metadata_that_makes_no_plan_is_named(
         load_weights(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_arrays_are_read_as_float32_from_bfloat16(tmp_path: Path, tiny_plan: Plan, variables: Variables):
+    path = tmp_path / "weights.safetensors"
+    rounded = jax.tree.map(lambda leaf: leaf.astype(jax.numpy.bfloat16), variables)
+    save_weights(path, tiny_plan, rounded)
+    _, loaded = load_weights(path)
+    jax.tree.map(
+        np.testing.assert_array_equal, loaded, jax.tree.map(lambda leaf: leaf.astype(np.float32), rounded)
+    )
+    assert {leaf.dtype for leaf in jax.tree.leaves(loaded)} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("conv1.weight", np.nan, "conv1.weight: expected finite numbers, found 1 of 108 that are not"),
+        ("linear.bias", np.inf, "linear.bias: expected finite numbers, found 1 of 10 that are not"),
+        (
+            "linear.bias",
+            1e39,
+            "linear.bias: expected finite numbers, found 1 of 10 that are not",
+        ),  # of float32
+        (
+            "bn1.running_var",
+            -1,
+            "bn1.running_var: expected finite numbers of at least 0, found 1 of 4 that are not",
+        ),
+    ],
+)
+def test_a_number_that_makes_no_sense_is_named(
+    tiny_plan: Plan, variables: Variables, name: str, value: float, problem: str
+):
+    state_dict = {key: array.astype(np.float64) for key, array in to_state_dict(variables).items()}
+    state_dict[name].flat[3] = value
+    with pytest.raises(UserError) as caught:
+        from_state_dict(tiny_plan, state_dict)
+    assert str(caught.value) == problem
+    state_dict["linear.weight"].flat[:2] = np.nan
+    with pytest.raises(UserError, match=r"found \d of \d+ that are not, and such in 1 more arrays$"):
+        from_state_dict(tiny_plan, state_dict)
+
+
+def write_header(path: Path, config: str, **arrays: tuple[str, int]) -> None:
+    """A file of vectors: name to dtype and length in bytes, all of them 0."""
+    header: dict[str, Any] = {"__metadata__": {"config": config}}
+    end = 0
+    for name, (dtype, size) in arrays.items():
+        header[name] = {"dtype": dtype, "shape": [size], "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(end))
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        (
+            {"model.stage_blocks": (1000,), "model.stage_channels": (8,), "model.stage_strides": (1,)},
+            "expected the arrays of a network of 1,000 blocks, found 2 arrays",
+        ),
+        (
+            {"model.stem_channels": 65_536, "model.stage_channels": (65_536, 65_536)},
+            "layer2.0.conv2.weight: expected by the network, not found",
+        ),
+        (
+            {},
+            "weights.safetensors: linear.bias: expected float64 or float32 or float16 or bfloat16, found F8_E4M3",
+        ),
+    ],
+    ids=["deep", "wide", "float8"],
+)
+def test_what_the_header_shows_is_told_before_anything_is_built(
+    tmp_path: Path, tiny_plan: Plan, settings: dict[str, Any], problem: str
+):
+    path = tmp_path / "weights.safetensors"
+    config = dump_config(tiny_plan.config.replace(settings))
+    write_header(path, config, **{"linear.bias": ("F8_E4M3", 10), "linear.weight": ("F8_E4M3", 1)})
+    began = time.monotonic()
+    with pytest.raises(UserError) as caught:
+        load_weights(path)
+    assert time.monotonic() - began < 5
+    assert problem in str(caught.value)
+
+
+def test_an_absurd_depth_is_refused_and_a_pipe_is_not_waited_for(tmp_path: Path):
+    path = tmp_path / "weights.safetensors"
+    stages = [
+        f"{key} = {[value] * 200}" for key, value in (("blocks", 1000), ("channels", 1), ("strides", 1))
+    ]
+    write_header(path, "[model]\n" + "\n".join(f"stage_{line}" for line in stages))
+    with pytest.raises(UserError) as caught:
+        load_weights(path)
+    expected = f"{path}: model.stage_blocks: expected at most 1000 blocks in all, found 200000"
+    assert (str(caught.value), caught.value.exit_code) == (expected, 2)
+    write_header(path, "#" * 2**21)
+    with pytest.raises(
+        UserError, match="expected at most 1 MiB of configuration in its metadata, found more"
+    ):
+        load_weights(path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match=f"^expected a file, found a pipe: {path}$"):
+        load_weights(path)

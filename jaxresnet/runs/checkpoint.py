@@ -64,11 +64,11 @@ def _read(manager: ocp.CheckpointManager, step: int, templates: dict[str, Any]) 
         items = {item: ocp.args.StandardRestore(tree) for item, tree in templates.items()}
         restored = manager.restore(step, args=ocp.args.Composite(**items))
         restored = {item: restored[item] for item in templates}
+        check_content(meta, restored, name)
     except UserError:
         raise
     except Exception as error:  # a missing or truncated file raises one of a dozen types
         raise DamagedCheckpointError(f"{name} is damaged: {first_reason(error)}") from error
-    check_content(meta, restored, name)
     return restored
 
 

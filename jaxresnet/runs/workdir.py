@@ -59,27 +59,8 @@ class Workdir:
     def check(self, plan: Plan) -> None:
         """Raise UserError (exit code 2) if the folder holds another run than one of `plan`, or something else."""
         saved = self.config()
-        if saved is None:
-            return
-        differing = {
-            name: values
-            for name, values in differing_settings(saved, plan.config).items()
-            if not name.startswith(FREE_SETTINGS)
-        }
-        info = self._info(saved)
-        if info != plan.info and not differing:
-            raise UserError(
-                f"{self.path} holds a run of another data set: expected {info}, found {plan.info}: "
-                "use its own data set or name another --workdir",
-                2,
-            )
-        if differing:
-            listed = "; ".join(f"{name} was {old!r}, is {new!r}" for name, (old, new) in differing.items())
-            raise UserError(
-                f"{self.path} holds a run of another configuration ({listed}): "
-                "use its own or name another --workdir",
-                2,
-            )
+        if saved is not None:
+            _require_same_run(self.path, Plan(saved, self._info(saved)), plan)
 
     def require_plan(self) -> Plan:
         """The plan of the run: its configuration and the facts of its data set. Raises UserError if there is no run."""
@@ -96,7 +77,7 @@ class Workdir:
     def require_in_place(self) -> None:
         """Raise UserError if the folder was moved or removed since `open`: a save would make a new one there."""
         if self._opened:
-            _require_same(self.path, self._opened)
+            _require_same_folder(self.path, self._opened)
 
     @contextlib.contextmanager
     def open(self, plan: Plan) -> Iterator[None]:
@@ -168,7 +149,28 @@ def _require_room(workdir: Path) -> None:
         )
 
 
-def _require_same(workdir: Path, opened: os.stat_result) -> None:
+def _require_same_run(workdir: Path, saved: Plan, plan: Plan) -> None:
+    """Raise UserError (exit code 2) if `plan` is not that of the run in `workdir`, `saved`, but for FREE_SETTINGS."""
+    differing = {
+        name: values
+        for name, values in differing_settings(saved.config, plan.config).items()
+        if not name.startswith(FREE_SETTINGS)
+    }
+    if saved.info != plan.info and not differing:
+        raise UserError(
+            f"{workdir} holds a run of another data set: expected {saved.info}, found {plan.info}: "
+            "use its own data set or name another --workdir",
+            2,
+        )
+    if differing:
+        listed = "; ".join(f"{name} was {old!r}, is {new!r}" for name, (old, new) in differing.items())
+        raise UserError(
+            f"{workdir} holds a run of another configuration ({listed}): use its own or name another --workdir",
+            2,
+        )
+
+
+def _require_same_folder(workdir: Path, opened: os.stat_result) -> None:
     """Raise UserError unless the folder `workdir` is still the one that had the status `opened`."""
     found = workdir.stat() if workdir.is_dir() else None
     if found is None or not os.path.samestat(found, opened):

@@ -60,3 +60,16 @@ def test_a_checkpoint_of_the_first_version_is_restored(
     checkpoints.wait()
     write_format(tmp_path / "2", None)  # it wrote no number
     assert_same_state(checkpoints.restore_latest(template, print), at_step(state, 2))
+
+
+def test_a_meta_without_checksums_is_damage(
+    checkpoints: Checkpoints, tmp_path: Path, template: TrainState, state: TrainState
+):
+    checkpoints.save(at_step(state, 2))
+    checkpoints.wait()
+    path = tmp_path / "2" / "meta" / "metadata"
+    meta = json.loads(path.read_text())
+    for checksums in ({**meta["checksums"], "weights": 5}, {"shapes": meta["checksums"]["shapes"]}):
+        path.write_text(json.dumps(meta | {"checksums": checksums}))
+        with pytest.raises(DamagedCheckpointError, match=r"checkpoint 2 in .* is damaged: "):
+            checkpoints.restore(2, template)

@@ -67,6 +67,9 @@ class Cifar10:
         Raises UserError (exit code 1) if it cannot be downloaded or is damaged.
         """
         root = self._root
+        for path in root.glob("cifar10/*/*"):
+            if not path.is_dir():
+                require("a file", path, follow=True)  # TensorFlow would wait for a pipe
         if not list(root.glob("cifar10/*/dataset_info.json")):
             print(
                 f"CIFAR-10 is not in {root}: downloading 162 MiB from {URL} and preparing 133 MiB there",
@@ -80,8 +83,6 @@ class Cifar10:
         from jaxresnet.data.splits import Split
 
         place = str(root / "cifar10")
-        for path in root.glob("cifar10/*/*"):  # TensorFlow would wait for a pipe
-            require("a file", path, follow=True)
         try:
             builder = tfds.builder("cifar10", data_dir=root)
             if not builder.is_prepared():
@@ -97,19 +98,19 @@ class Cifar10:
                 f"remove {root / 'cifar10'} to prepare it anew"
             ) from error
         found = Split(np.asarray(arrays["image"]), np.asarray(arrays["label"]).astype(np.int32))
-        if sums_of_classes(found) != PIXEL_SUMS[split]:
-            raise UserError(
-                f"{place} does not hold the {split} split of CIFAR-10: expected its images and labels, found others; "
-                f"remove {root / 'cifar10'} to prepare it anew"
-            )
+        _check_sums(found, split, place, root)
         return found
 
 
-def sums_of_classes(split: "Split") -> tuple[int, ...]:
-    """The sum of all pixel values of each class, as in PIXEL_SUMS."""
+def _check_sums(split: "Split", name: str, place: str, root: Path) -> None:
+    """Raise UserError unless the pixel values of a split, read from `place`, have the sums in PIXEL_SUMS."""
     images, labels = split
-    sums = images.reshape(len(images), math.prod(images.shape[1:])).sum(1, dtype="int64")
-    return tuple(int(sums[labels == label].sum()) for label in range(INFO.classes))
+    sums = images.reshape(len(images), math.prod(images.shape[1:])).sum(1, dtype="uint32")
+    if tuple(int(sums[labels == label].sum()) for label in range(INFO.classes)) != PIXEL_SUMS[name]:
+        raise UserError(
+            f"{place} does not hold the {name} split of CIFAR-10: expected its images and labels, found others; "
+            f"remove {root / 'cifar10'} to prepare it anew"
+        )
 
 
 def _require_network(root: Path) -> None:

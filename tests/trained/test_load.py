@@ -144,7 +144,7 @@ def test_a_run_of_the_first_version_is_loaded(tmp_path: Path, tiny_config: Confi
 
 
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path, tiny_plan: Plan):
-    state = initial_state(tiny_plan)
+    state = state_at(tiny_plan)
     kernel = state.params["stem_conv"]["kernel"].at[0, 0, 0, 0].set(np.nan)
     state = state.replace(params=state.params | {"stem_conv": state.params["stem_conv"] | {"kernel": kernel}})
     with Workdir(tmp_path).open(tiny_plan), Checkpoints(tmp_path / "checkpoints") as checkpoints:
@@ -156,9 +156,9 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, tiny_plan: Plan
 
 def test_logits_that_are_not_finite_are_an_error(tiny_plan: Plan, digits: Split):
     learner, mesh = make_learner(tiny_plan), mesh_of(1)
-    params = initial_state(tiny_plan).params
+    params = state_at(tiny_plan).params
     head = {name: array + 3e38 for name, array in params["head"].items()}  # finite, but not their sums
-    variables = initial_state(tiny_plan).variables | {"params": params | {"head": head}}
+    variables = state_at(tiny_plan).variables | {"params": params | {"head": head}}
     for use in (evaluate_whole, predict_split):
         with pytest.raises(
             UserError, match="the evaluation gives numbers that are not finite: expected other weights"

@@ -5,6 +5,11 @@ matrix to evaluation.json (or evaluation_best.json, evaluation_STEP.json) in the
 place of a workdir it takes a safetensors file: `--weights FILE`.
 """
 
+if __name__ == "__main__":  # first, because the imports below take half a second
+    from jaxresnet.errors import begin_command
+
+    begin_command()
+
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +18,8 @@ from typing import TYPE_CHECKING
 from jaxresnet.config.files import find_config, load_config
 from jaxresnet.config.flags import ArgumentParser, add_data_argument, add_device_argument
 from jaxresnet.data.sources import open_source, reopen_source
-from jaxresnet.errors import UserError, run_command
+from jaxresnet.errors import UserError, printable, run_command
+from jaxresnet.machine.memory import require_address_space
 from jaxresnet.plan import Plan, resolve
 
 if TYPE_CHECKING:
@@ -34,6 +40,7 @@ def main(argv: Sequence[str]) -> None:
     if args.config:
         config = load_config(args.config)
         plan = resolve(config, open_source(config.data, f"{args.config}: ").info, f"{args.config}: ")
+    require_address_space(2)
     evaluate_command(args, plan)
 
 
@@ -115,16 +122,17 @@ def as_text(record: "EvaluationRecord") -> str:
     from jaxresnet.reporting.text import interval_of
 
     selection = f", chosen on the {record.selected_on} split" if record.selected_on else ""
-    width = max(len(name) for name in record.per_class_accuracy)
+    classes = {printable(name): accuracy for name, accuracy in record.per_class_accuracy.items()}
+    width = max(map(len, classes))
     step = "" if record.step is None else f" (step {record.step:,}{selection})"
     lines = [
-        f"checkpoint {record.checkpoint}{step}",
+        f"checkpoint {printable(record.checkpoint)}{step}",
         f"{record.split} accuracy {record.accuracy:.2%} ({interval_of(record.accuracy, record.examples)}), "
         f"loss {record.loss:.4f}, {record.examples:,} images",
     ]
     lines += [
         f"  {name:{width}} {'-' if accuracy is None else f'{accuracy:.2%}':>8}"
-        for name, accuracy in record.per_class_accuracy.items()
+        for name, accuracy in classes.items()
     ]
     return "\n".join(lines)
 

@@ -135,7 +135,7 @@ def run_to_end(
         folder.starts.extend(compile_seconds=compiled.seconds)
         say(f"compiled in {compiled.seconds} s")
         saving, last_evaluation = Saving(learner, folder, checkpoints, stop), None
-        with Reporter(folder.tensorboard, config.epochs, plan.total_steps, start) as reporter:
+        with Reporter(folder.tensorboard, config.epochs, plan.total_steps, start, stop) as reporter:
             session = Session(learner, mesh, splits, compiled, saving, reporter)
             for epoch in range(first_epoch(plan, state), config.epochs):
                 state, last_evaluation = session.run_epoch(epoch, state, batches)

@@ -5,6 +5,11 @@ pictures as PNGs; and report.md, the same text and tables in Markdown. Several r
 in the seed are shown as mean and standard deviation.
 """
 
+if __name__ == "__main__":  # first, because the imports below take half a second
+    from jaxresnet.errors import begin_command
+
+    begin_command()
+
 import argparse
 import os
 from collections.abc import Sequence
@@ -12,6 +17,7 @@ from pathlib import Path
 
 from jaxresnet.config.flags import ArgumentParser, add_data_argument, add_device_argument
 from jaxresnet.errors import UserError, run_command
+from jaxresnet.machine.memory import require_address_space
 from jaxresnet.runs.groups import History, group_runs, read_histories
 
 
@@ -40,6 +46,7 @@ def report_command(args: argparse.Namespace) -> Path:
     # Imported here, so that --help, a wrong flag and a folder without a run are answered at once.
     from jaxresnet.machine.workarounds import own_process
 
+    require_address_space(2)
     own_process()
     from jaxresnet.reporting.page import write_page
 

@@ -4,12 +4,18 @@ It shows each layer's output shape (height, width, channels), number of paramete
 image. The names are those in the network's variables, which count stages from 0. The data set is not read.
 """
 
+if __name__ == "__main__":  # first, because the imports below take half a second
+    from jaxresnet.errors import begin_command
+
+    begin_command()
+
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from jaxresnet.config.flags import ArgumentParser, add_config_arguments, config_from_arguments
 from jaxresnet.data.sources import open_source
 from jaxresnet.errors import run_command
+from jaxresnet.machine.memory import require_address_space
 from jaxresnet.plan import resolve
 
 if TYPE_CHECKING:
@@ -25,6 +31,7 @@ def main(argv: Sequence[str]) -> None:
     source = f"{args.config}: " if args.config else ""
     plan = resolve(config, open_source(config.data, source).info, source)
 
+    require_address_space(1.5)
     from jaxresnet.network.describe import describe  # here, so that --help is answered at once
 
     print(as_text(describe(plan)))

@@ -3,7 +3,14 @@
 If it is started again on the same workdir, it resumes the run. For a finished run it prints the result.
 """
 
-from collections.abc import Sequence
+if __name__ == "__main__":  # first, because the imports below take half a second
+    from jaxresnet.errors import begin_command
+    from jaxresnet.machine.huge_pages import use_huge_pages
+
+    begin_command()
+    use_huge_pages()
+
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from jaxresnet.config.flags import (
@@ -11,13 +18,14 @@ from jaxresnet.config.flags import (
     add_config_arguments,
     add_device_argument,
     config_from_arguments,
+    setting_arguments,
 )
 from jaxresnet.config.schema import Config
 from jaxresnet.data.sources import open_source
-from jaxresnet.errors import run_command
-from jaxresnet.machine.huge_pages import use_huge_pages
+from jaxresnet.errors import UserError, run_command
+from jaxresnet.machine.memory import require_address_space
 from jaxresnet.plan import resolve
-from jaxresnet.runs.workdir import Workdir
+from jaxresnet.runs.workdir import FREE_SETTINGS, Workdir
 
 
 def main(argv: Sequence[str]) -> None:
@@ -33,8 +41,8 @@ def main(argv: Sequence[str]) -> None:
     add_device_argument(parser)
     add_config_arguments(parser)
     args = parser.parse(argv)
-    if args.config is None and args.workdir is not None and (args.workdir / "config.toml").is_file():
-        args.config = args.workdir / "config.toml"
+    if args.config is None and args.workdir is not None:
+        args.config = own_config(args.workdir, setting_arguments(args))
     config = config_from_arguments(args)
     source = f"{args.config}: " if args.config else ""
     folder = Workdir(args.workdir or Path("runs") / default_name(args.config, config))
@@ -44,6 +52,7 @@ def main(argv: Sequence[str]) -> None:
     # Imported here, so that --help and a wrong flag are answered at once.
     from jaxresnet.machine.workarounds import own_process
 
+    require_address_space(3)
     own_process()
     from jaxresnet.fit import fit
     from jaxresnet.machine.cache import use_compilation_cache
@@ -56,6 +65,22 @@ def main(argv: Sequence[str]) -> None:
             mesh = start_devices(args.device, chosen_cpu_devices(config, folder.config()))
             use_compilation_cache()
         fit(config, folder.path, mesh, stop)
+
+
+def own_config(workdir: Path, given: Collection[str]) -> Path | None:
+    """The file with the configuration of the run in `workdir`, if there is one.
+
+    `given` are the names of the settings that flags set. Raises UserError (exit code 2) if there is no run and the
+    flags only say how to go on with one: then the folder's name is mistyped, rather than the paper's recipe meant.
+    """
+    file = workdir / "config.toml"
+    if file.exists():
+        return file
+    if Workdir(workdir).config() is None and all(name.startswith(FREE_SETTINGS) for name in given):
+        raise UserError(
+            f"no run in {workdir} to resume: to start one there, name a --config, such as paper", 2
+        )
+    return None
 
 
 def chosen_cpu_devices(config: Config, saved: Config | None) -> int:
@@ -74,5 +99,4 @@ def default_name(file: Path | None, config: Config) -> str:
 
 
 if __name__ == "__main__":
-    use_huge_pages()
     run_command(main)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -24,4 +25,9 @@ def use_huge_pages() -> None:
     with contextlib.suppress(OSError):
         if "[madvise]" in _KERNEL_SETTING.read_text():
             os.environ[_TUNABLES] = ":".join(filter(None, (tunables, f"{_HUGE_PAGES}=1")))
-            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+            # Until `begin_command`: a Ctrl-C while Python starts again would be a traceback.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+            finally:  # it failed
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

@@ -3,12 +3,13 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-
-import jax
-from jax.sharding import Mesh
+from typing import TYPE_CHECKING
 
 from jaxresnet.errors import UserError
-from jaxresnet.machine.devices import on_cpu
+
+if TYPE_CHECKING:  # how much memory there is, is asked before JAX is loaded
+    import jax
+    from jax.sharding import Mesh
 
 
 def free_bytes() -> int | None:
@@ -41,9 +42,25 @@ def _fields(path: Path) -> dict[str, int]:
     return {name: int(number) for name, number, *_ in lines}
 
 
+def require_address_space(gibibytes: float) -> None:
+    """Raise UserError if `ulimit -v` leaves less, with which JAX or TensorFlow fails or aborts while it is loaded."""
+    try:
+        import resource
+    except ImportError:  # Windows: no such limit
+        return
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY and limit < gibibytes * 2**30:
+        raise UserError(
+            f"expected at least {gibibytes:g} GiB of address space for JAX and TensorFlow, found "
+            f"{limit / 2**30:.1f} GiB (ulimit -v): raise that limit"
+        )
+
+
 @contextlib.contextmanager
-def out_of_memory_told(batch_size: int, mesh: Mesh) -> Iterator[None]:
+def out_of_memory_told(batch_size: int, mesh: "Mesh") -> Iterator[None]:
     """Raise UserError if the block runs out of memory, on a device or on the host."""
+    import jax
+
     try:
         yield
     except (jax.errors.JaxRuntimeError, MemoryError) as error:
@@ -57,12 +74,14 @@ def out_of_memory_told(batch_size: int, mesh: Mesh) -> Iterator[None]:
         ) from error
 
 
-def check_memory(batch_size: int, mesh: Mesh, step: jax.stages.Compiled) -> None:
+def check_memory(batch_size: int, mesh: "Mesh", step: "jax.stages.Compiled") -> None:
     """Raise UserError if the host has less free memory than the compiled `step` needs on virtual CPU devices.
 
     Otherwise the system would kill the process, or one device would fail while the others wait for it. A GPU is not
     checked: running out of its memory raises an error anyway.
     """
+    from jaxresnet.machine.devices import on_cpu
+
     devices = mesh.devices.size
     analysis, free = step.memory_analysis(), free_bytes()
     if not on_cpu(mesh) or analysis is None or free is None:

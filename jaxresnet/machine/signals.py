@@ -1,16 +1,32 @@
 """Requests to stop a run, and work in threads that a stopping run does not wait for."""
 
 import contextlib
+import os
 import signal
-import sys
+import socket
 import threading
+import time
 from collections.abc import Callable
-from types import FrameType
 from typing import Any, Generic, Self, TypeVar
 
-from jaxresnet.errors import Interrupted
+from jaxresnet.errors import Interrupted, tell
 
 T = TypeVar("T")
+
+INSISTING = (signal.SIGINT, signal.SIGTERM)
+"""The signals of which a second one ends a run at once. A terminal that closes hangs up without such a demand."""
+
+REPEAT_SECONDS = 1.0
+"""A signal so soon after the first one is the same request. Supervisors send one twice: to a process and to its group
+(`timeout`), or to a sweep, which passes it on, and to its run."""
+
+
+def stop_signals() -> list[int]:
+    """The signals that ask a command to stop: SIGINT, SIGTERM, and SIGHUP where it is not ignored, as by nohup."""
+    numbers: list[int] = [*INSISTING]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # not on Windows
+        numbers.append(signal.SIGHUP)
+    return numbers
 
 
 class Background(Generic[T]):
@@ -76,33 +92,51 @@ class Stop:
 
 
 class StopSignal(Stop):
-    """A stop that the first SIGINT or SIGTERM requests. A second signal ends the process at once.
+    """A stop that the first of the `stop_signals` requests. A later SIGINT or SIGTERM ends the process at once.
 
     A context manager, for commands only: it replaces the process's signal handlers, and restores them at its end.
     `notice` is printed on stderr at the first signal, because the step and the save that follow may take a while.
+    A thread hears the signals, since the main one may be in a library's computation for long.
     """
 
     def __init__(self, notice: str = "") -> None:
         super().__init__()
         self._notice = notice
         self._previous: dict[int, Any] = {}
+        self._since = 0.0
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # Python allows handlers only there
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._note)
+            self._wakeup, heard = socket.socketpair()
+            self._wakeup.setblocking(False)
+            signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
+            for number in stop_signals():
+                self._previous[number] = signal.signal(number, lambda *_: None)
+            threading.Thread(target=self._listen, args=[heard], daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        if self._previous:
+            for number, handler in self._previous.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(-1)
+            self._wakeup.close()
 
-    def _note(self, number: int, _frame: FrameType | None) -> None:
-        self.number = number
-        for each in self._previous:
-            signal.signal(each, signal.SIG_DFL)
-        if self._notice:
-            with contextlib.suppress(
-                OSError, RuntimeError
-            ):  # nobody reads stderr, or this came while it was printed to
-                print(self._notice, file=sys.stderr, flush=True)
+    def _listen(self, heard: socket.socket) -> None:
+        """Note the signals, which Python writes to the socket as bytes, until its other end is closed."""
+        with heard:
+            while numbers := heard.recv(16):
+                for number in numbers:
+                    if number in self._previous:
+                        self._note(number)
+
+    def _note(self, number: int) -> None:
+        if not self.requested:
+            self.number, self._since = number, time.monotonic()
+            if self._notice:
+                tell(self._notice)
+        elif number in INSISTING and time.monotonic() - self._since > REPEAT_SECONDS:
+            with contextlib.suppress(OSError):
+                if os.isatty(1):
+                    os.write(1, b"\x1b[?25h\n")  # the live bar has hidden the cursor
+            os._exit(128 + number)

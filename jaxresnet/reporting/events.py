@@ -25,18 +25,30 @@ class Events:
     """
 
     def __init__(self, folder: Path, start: int):
+        self._folder, self._messages = folder, _messages()
+        self._begin(start)
+
+    def _begin(self, start: int) -> None:
+        """Begin a new file. By itself, tensorboardX would overwrite one that was begun in the same second."""
         from tensorboardX.event_file_writer import EventsWriter
 
-        folder.mkdir(parents=True, exist_ok=True)
-        self._writer = EventsWriter(str(folder / "events"))
-        self._messages = _messages()
+        self._folder.mkdir(exist_ok=True)
+        unique = f".{time.time_ns()}"
+        self._writer = EventsWriter(str(self._folder / "events"), unique)
+        (self._file,) = self._folder.glob(f"*{unique}")
         begin = self._messages.SessionLog(status=self._messages.SessionLog.START)
         self._write(start + 1, session_log=begin)
 
     def add(self, step: int, scalars: dict[str, float]) -> None:
-        """Write values under their names. The prefix of a split becomes a group: train_loss becomes train/loss."""
+        """Write values under their names. The prefix of a split becomes a group: train_loss becomes train/loss.
+
+        If somebody has removed the file meanwhile, these and the later values go to a new one.
+        """
         from tensorboardX.summary import scalar
 
+        if not self._file.exists():
+            self.close()
+            self._begin(step - 1)
         for name, value in scalars.items():
             summary = scalar(_SPLIT_PREFIX.sub(r"\1/", name), value)
             self._write(step, summary=summary)

@@ -1,9 +1,11 @@
 """What a run prints on the console: its first and last lines, and a live bar or plain lines between them."""
 
+import contextlib
 import datetime
+import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from jaxresnet.config.schema import Config
+from jaxresnet.machine.signals import Stop
 from jaxresnet.plan import Plan
 from jaxresnet.reporting.events import Events
 from jaxresnet.runs.records import SPLITS, EpochRecord, EvaluationRecord, best_epoch
@@ -49,11 +52,12 @@ class Reporter:
     """Shows the progress of one run, and writes its TensorBoard events to `tensorboard`.
 
     A context manager. `epochs` and `steps` are the run's length, and `start` is the step that it goes on from. Raises
-    OSError if the events cannot be written.
+    OSError if the events cannot be written, or the output: not after a request by `stop`, because a run that stops must
+    save, also if its terminal has closed or the reader of its output has gone.
     """
 
-    def __init__(self, tensorboard: Path, epochs: int, steps: int, start: int):
-        self._epochs, self._steps = epochs, steps
+    def __init__(self, tensorboard: Path, epochs: int, steps: int, start: int, stop: Stop):
+        self._epochs, self._steps, self._stop = epochs, steps, stop
         self._events = Events(tensorboard, start)
         console = Console(file=sys.stdout, highlight=False)
         # Not to the last column: the terminal would show the ^C of a Ctrl-C in the next line, and rich erase that one.
@@ -79,16 +83,26 @@ class Reporter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._bar:
-            self._bar.stop()
+        with self._output():
+            if self._bar:
+                self._bar.stop()
         self._events.close()
+
+    @contextlib.contextmanager
+    def _output(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            if not self._stop.requested:
+                raise
 
     def message(self, text: str) -> None:
         """Print a line, above the bar if there is one."""
-        if self._bar:
-            self._bar.console.print(text, markup=False, soft_wrap=True)
-        else:
-            print(text, flush=True)
+        with self._output():
+            if self._bar:
+                self._bar.console.print(text, markup=False, soft_wrap=True)
+            else:
+                print(text, flush=True)
 
     def due(self) -> bool:
         """Whether it is time to call `step`. Not at every step, because reading metrics from the device takes time."""
@@ -176,6 +190,7 @@ def closing_lines(
     if best:
         note = " (chosen on the test set, so optimistic)" if split == "test" else ""
         lines.append(f"best epoch {best.epoch}: {split} accuracy {best.accuracy(split):.2%}{note}")
-    lines.append(f"evaluate with: python -m jaxresnet.evaluate --workdir {workdir}")
-    lines.append(f"see it with: python -m jaxresnet.report --workdir {workdir}")
+    for doing, command in (("evaluate", "evaluate"), ("see it", "report")):
+        arguments = ["python", "-m", f"jaxresnet.{command}", "--workdir", str(workdir)]
+        lines.append(f"{doing} with: {shlex.join(arguments)}")
     return "\n".join(lines)

@@ -94,6 +94,8 @@ class Workdir:
                 write_whole(self._config, dump_config(plan.config))
                 write_json(self._dataset, to_json(plan.info))
                 yield
+        except BrokenPipeError:  # not of a file: nobody reads the output any more
+            raise
         except OSError as error:
             place = error.filename or self.path
             raise UserError(

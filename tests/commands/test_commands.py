@@ -12,8 +12,11 @@ from safetensors.numpy import save_file
 
 from jaxresnet.config.files import load_config
 from jaxresnet.config.schema import Config
+from jaxresnet.errors import UserError
+from jaxresnet.evaluate import as_text
 from jaxresnet.machine.devices import automatic_cpu_devices
-from jaxresnet.train import chosen_cpu_devices, default_name
+from jaxresnet.runs.records import EvaluationRecord
+from jaxresnet.train import chosen_cpu_devices, default_name, own_config
 from jaxresnet.trained.load import load_run
 from jaxresnet.trained.weights import save_weights, to_state_dict
 
@@ -137,6 +140,7 @@ def test_help_is_answered_at_once(command: str):
             2,
             "multiple of the 4",
         ),
+        (["train", "--workdir", "{tmp}/run"], 2, "no run in"),
         (["evaluate", "--workdir", "{tmp}/none"], 1, "no run in"),
         (["evaluate"], 2, "--workdir"),
         (["evaluate", "--weights", "a", "--checkpoint", "best"], 2, "--checkpoint: expected with --workdir"),
@@ -180,6 +184,28 @@ def test_the_default_folder_is_named_after_what_is_trained():
     assert default_name(Path("a/b.toml"), Config()) == "b"
     assert default_name(None, Config()) == "paper"
     assert default_name(None, Config().replace({"data.name": "digits"})) == "digits"
+
+
+def test_what_only_goes_on_with_a_run_needs_one(tmp_path: Path):
+    """Else a mistyped folder would start the paper's recipe of forty epochs."""
+    for given in ([], ["epochs", "checkpoint.every_minutes"]):
+        with pytest.raises(
+            UserError, match=f"no run in {tmp_path} to resume: to start one there, name a --config"
+        ):
+            own_config(tmp_path, given)
+    assert own_config(tmp_path, ["epochs", "seed"]) is None
+    (tmp_path / "config.toml").touch()
+    assert own_config(tmp_path, []) == tmp_path / "config.toml"
+
+
+def test_class_names_of_a_stranger_do_not_command_the_terminal():
+    record = EvaluationRecord("a\x07", 1, "test", None, 1, 0.5, 1.0, {"\x1b[2J": 1.0, "b": None}, [[1]])
+    assert as_text(record).splitlines() == [
+        "checkpoint a\\x07 (step 1)",
+        "test accuracy 100.00%, loss 0.5000, 1 images",
+        "  \\x1b[2J  100.00%",
+        "  b              -",
+    ]
 
 
 def test_a_workdir_is_resumed_with_its_own_configuration(uninterrupted: Path):

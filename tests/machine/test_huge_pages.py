@@ -10,11 +10,11 @@ import pytest
 from jaxresnet.machine import huge_pages
 
 PROGRAM = """
-import os, sys
+import os, signal, sys
 print(os.getpid())
 from jaxresnet.machine.huge_pages import use_huge_pages
 use_huge_pages()
-print(os.environ.get("GLIBC_TUNABLES"), *sys.argv[1:])
+print(os.environ.get("GLIBC_TUNABLES"), *sys.argv[1:], *map(int, signal.pthread_sigmask(signal.SIG_BLOCK, [])))
 """
 
 
@@ -35,9 +35,9 @@ def lines_of(tunables: str | None) -> list[str]:
 def test_the_process_starts_again_once_with_its_arguments():
     first, second, result = lines_of(None)
     assert first == second
-    assert result == "glibc.malloc.hugetlb=1 an argument --flag"
+    assert result == "glibc.malloc.hugetlb=1 an argument --flag 2"  # SIGINT waits until the command has begun
     *_, result = lines_of("glibc.malloc.arena_max=4")
-    assert result == "glibc.malloc.arena_max=4:glibc.malloc.hugetlb=1 an argument --flag"
+    assert result == "glibc.malloc.arena_max=4:glibc.malloc.hugetlb=1 an argument --flag 2"
 
 
 def test_the_users_own_setting_stays():

@@ -1,5 +1,6 @@
 """Memory: what is free, and running out of it told in one line."""
 
+import resource
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ from helpers import mesh_of
 
 from jaxresnet.errors import UserError
 from jaxresnet.machine import memory
-from jaxresnet.machine.memory import check_memory, out_of_memory_told
+from jaxresnet.machine.memory import check_memory, out_of_memory_told, require_address_space
 
 
 def compiled(size: int) -> jax.stages.Compiled:
@@ -46,6 +47,15 @@ def test_other_errors_of_jax_are_left_alone():
 def test_where_it_is_not_known_what_is_free_nothing_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(memory, "free_bytes", lambda: None)
     check_memory(10**9, mesh_of(4), compiled(2_000_000))
+
+
+def test_too_little_address_space_is_told_before_a_library_is_loaded(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (3 * 2**30, resource.RLIM_INFINITY))
+    require_address_space(3)
+    with pytest.raises(UserError, match=r"at least 3.5 GiB of address space .* found 3.0 GiB \(ulimit -v\)"):
+        require_address_space(3.5)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    require_address_space(3)
 
 
 def test_free_memory_ends_where_the_process_is_limited():

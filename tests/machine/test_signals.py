@@ -11,31 +11,63 @@ from typing import NoReturn
 import pytest
 
 from jaxresnet.errors import Interrupted, UserError
-from jaxresnet.machine.signals import Background, Stop, StopSignal
+from jaxresnet.machine.signals import Background, Stop, StopSignal, stop_signals
+
+SIGNALS = """
+import hashlib, os, signal, sys, threading, time
+from jaxresnet.machine import signals
+
+def send(*names):
+    for name in names:
+        os.kill(os.getpid(), getattr(signal, name))
+        time.sleep(0.05)
+
+if sys.argv[1] == "nohup":
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+with signals.StopSignal("stopping") as stop:
+    if sys.argv[1] == "nohup":
+        send("SIGHUP")
+        print(stop.requested)
+    send(*sys.argv[2:])
+    print(stop.number, flush=True)
+    signals.REPEAT_SECONDS = 0.0
+    send("SIGHUP")
+    print("a terminal that closes is no demand", flush=True)
+    if sys.argv[1] == "busy":  # the main thread is in a library, and runs none of its own code
+        threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGTERM]).start()
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
+    send("SIGTERM")
+    print("not reached", flush=True)
+"""
 
 
-def test_the_first_signal_is_noted_and_the_second_ends_the_process():
-    code = (
-        "import os, signal\n"
-        "from jaxresnet.machine.signals import StopSignal\n"
-        "with StopSignal() as stop:\n"
-        "    os.kill(os.getpid(), signal.SIGINT)\n"
-        "    print('noted', stop.number, flush=True)\n"
-        "    os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    print('not reached', flush=True)\n"
+@pytest.mark.parametrize(
+    ("case", "sent", "noted"),
+    [
+        ("plain", ["SIGINT"], "2\n"),
+        ("plain", ["SIGHUP"], "1\n"),
+        # A supervisor's second one, to the group of the process, is not a second demand.
+        ("busy", ["SIGTERM", "SIGTERM", "SIGINT"], "15\n"),
+        ("nohup", ["SIGINT"], "False\n2\n"),
+    ],
+)
+def test_the_first_signal_is_noted_and_a_later_one_ends_the_process(case: str, sent: list[str], noted: str):
+    process = subprocess.run(
+        [sys.executable, "-c", SIGNALS, case, *sent], capture_output=True, text=True, check=False, timeout=15
     )
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert process.stdout == "noted 2\n"
-    assert process.returncode == -signal.SIGTERM
+    assert process.stdout == f"{noted}a terminal that closes is no demand\n"
+    assert process.stderr == "stopping\n"
+    assert process.returncode == 128 + signal.SIGTERM
 
 
 def test_handlers_are_put_back():
-    before = signal.getsignal(signal.SIGTERM)
+    before = [signal.getsignal(number) for number in stop_signals()]
     with StopSignal() as stop:
-        assert signal.getsignal(signal.SIGTERM) != before
+        assert all(new != old for new, old in zip(map(signal.getsignal, stop_signals()), before, strict=True))
         assert stop.number is None
         assert not stop.requested
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert [signal.getsignal(number) for number in stop_signals()] == before
+    assert signal.set_wakeup_fd(-1) == -1
 
 
 def test_a_thread_that_may_set_no_handlers_sets_none():

@@ -89,6 +89,11 @@ def test_a_place_that_cannot_be_written(tmp_path: Path):
         pass
 
 
+def test_output_that_nobody_reads_is_no_fault_of_the_folder(tmp_path: Path):
+    with pytest.raises(BrokenPipeError), Workdir(tmp_path / "run").open(plan_of()):
+        raise BrokenPipeError(32, "Broken pipe")
+
+
 def test_a_runs_folder_carries_the_facts_of_its_data_set(tmp_path: Path):
     plan = plan_of_classes("cat", "dog")
     run = Workdir(tmp_path)

@@ -6,6 +6,11 @@ finished runs. After each run, the results of all runs so far are written to res
 flags are settings for all runs.
 """
 
+if __name__ == "__main__":  # first, because the imports below take half a second
+    from jaxresnet.errors import begin_command
+
+    begin_command()
+
 import signal
 import subprocess
 import sys
@@ -22,14 +27,17 @@ from jaxresnet.config.flags import (
     setting_arguments,
     to_arguments,
 )
-from jaxresnet.config.schema import Config, differing_settings
+from jaxresnet.config.schema import setting_values
 from jaxresnet.data.sources import open_source
-from jaxresnet.errors import Interrupted, UserError, run_command
-from jaxresnet.plan import resolve
+from jaxresnet.errors import Interrupted, UserError, printable, run_command
+from jaxresnet.machine.signals import INSISTING, stop_signals
+from jaxresnet.plan import Plan, resolve
 from jaxresnet.reporting.tables import as_markdown, comparison_table
-from jaxresnet.runs.files import write_json
-from jaxresnet.runs.groups import RunGroup, group_runs, read_histories
+from jaxresnet.runs.files import write_json, write_whole
+from jaxresnet.runs.groups import History, RunGroup, group_runs, read_histories
 from jaxresnet.runs.workdir import Workdir
+
+RESULTS_TEXT, RESULTS = "results.md", "results.json"
 
 
 def main(argv: Sequence[str]) -> None:
@@ -80,101 +88,146 @@ def sweep(
 ) -> dict[Path, str]:
     """Train each configuration file with each seed. `settings`, by dotted name, replace the file's.
 
-    Returns the workdirs of the runs that failed, each with the last line of its error. Raises UserError (exit code 2)
-    before the first run if any configuration is wrong, and Interrupted after SIGINT or SIGTERM has stopped a run.
+    The files are read once, at the start. Returns the workdirs of the runs that failed, each with the last line of its
+    error. Raises UserError (exit code 2) before the first run if any configuration is wrong or a folder holds a run of
+    other settings, and Interrupted after a signal has stopped a run.
     """
     runs = planned_runs(configs, seeds, workdir, settings or {})
+    refuse_other_runs(runs)
     failed: dict[Path, str] = {}
-    for number, (path, (file, config)) in enumerate(runs.items(), 1):
-        title = f"[{number}/{len(runs)}] {path}"
-        try:
-            done = Workdir(path).finished(config.epochs)
-        except UserError as error:  # of this run alone: the others go on
-            failed[path] = str(error)
-            print(f"{title}\nfailed: {failed[path]}", flush=True)
-            continue
-        if done:
-            print(f"{title}: done", flush=True)
-            continue
-        print(title, flush=True)
-        changed = {name: new for name, (_, new) in differing_settings(load_config(file), config).items()}
-        code, said = train(
-            ["--config", str(file), "--workdir", str(path), "--device", device, *to_arguments(changed)]
-        )
-        if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
-            raise Interrupted(
-                f"the sweep stopped in {path}: {said.splitlines()[-1] if said else code}", code - 128
-            )
-        if code:
-            failed[path] = said.splitlines()[-1].removeprefix("error: ") if said else f"exit code {code}"
-            print(f"failed: {failed[path]}", flush=True)
-        write_results(workdir, list(runs), failed)
-    print(write_results(workdir, list(runs), failed))
+    for number, (path, plan) in enumerate(runs.items(), 1):
+        failed |= train_one(path, plan, device, f"[{number}/{len(runs)}] {path}")
+        write_results(workdir, runs, failed)
+    print(write_results(workdir, runs, failed))
     return failed
+
+
+def train_one(path: Path, plan: Plan, device: str, title: str) -> dict[Path, str]:
+    """Train a run, unless it is finished. Returns its workdir and the last line of its error if it failed, else {}."""
+    done, problem = None, ""
+    try:
+        done = checked(path, plan).finished(plan.config.epochs)
+    except (UserError, OSError) as error:  # of this run alone: the others go on
+        problem = printable(str(error))
+    print(f"{title}: done" if done else title, flush=True)
+    if not done and not problem:
+        # All settings as flags: the file may have changed since it was read.
+        settings = to_arguments(setting_values(plan.config))
+        code, said = train(["--workdir", str(path), "--device", device, *settings])
+        problem = (said.removeprefix("error: ") or f"exit code {code}") if code else ""
+    if not problem:
+        return {}
+    print(f"failed: {problem}", flush=True)
+    return {path: problem}
 
 
 def planned_runs(
     configs: Sequence[Path], seeds: Sequence[int], workdir: Path, settings: Mapping[str, Any]
-) -> dict[Path, tuple[Path, Config]]:
-    """The runs of a sweep in their order: workdir to (configuration file, configuration).
+) -> dict[Path, Plan]:
+    """The runs of a sweep in their order: workdir to plan.
 
-    Raises UserError (exit code 2) if a configuration is wrong or two runs would have the same workdir.
+    Raises UserError (exit code 2) if a configuration is wrong, two runs would have the same workdir, or a file's name
+    cannot be that of a folder in `workdir`.
     """
     runs = {}
     # All configurations with the first seed come first, so that they can be compared even if the sweep ends early.
     for seed in seeds:
         for file in configs:
+            if file.stem in (".", "..", RESULTS_TEXT, RESULTS):
+                raise UserError(f"{file}: expected the name of a folder before .toml, found {file.stem!r}", 2)
             path = workdir / file.stem / f"seed{seed}"
             if path in runs:
                 raise UserError(f"expected files and seeds that differ, found two runs for {path}", 2)
             config = load_config(file).replace({**settings, "seed": seed})
-            resolve(config, open_source(config.data, f"{file}: ").info, f"{file}: ")
-            runs[path] = file, config
+            runs[path] = resolve(config, open_source(config.data, f"{file}: ").info, f"{file}: ")
     return runs
 
 
-def train(arguments: Sequence[str]) -> tuple[int, str]:
-    """Run jaxresnet.train in its own process. Returns its exit code, as a shell gives it, and its stderr.
+def refuse_other_runs(runs: Mapping[Path, Plan]) -> None:
+    """Raise UserError (exit code 2), a line for each, if folders hold runs of other settings than those asked for."""
+    problems = []
+    for path, plan in runs.items():
+        try:
+            Workdir(path).require_config()
+        except (UserError, OSError):
+            continue  # no run yet, or one whose damage is told when its turn comes
+        try:
+            checked(path, plan)
+        except UserError as error:
+            if error.exit_code == 2:
+                problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems), 2)
 
-    SIGINT and SIGTERM are passed on to it, each once, so that it can save before it stops.
+
+def checked(path: Path, plan: Plan) -> Workdir:
+    """The folder of a run of `plan`. Raises UserError if it holds another run, or something else."""
+    folder = Workdir(path)
+    folder.check(plan)
+    return folder
+
+
+def train(arguments: Sequence[str]) -> tuple[int, str]:
+    """Run jaxresnet.train in its own process. Returns its exit code, as a shell gives it, and its last line on stderr.
+
+    The `stop_signals` are passed on to it as SIGTERM, so that it can save before it stops. Raises Interrupted after
+    one of them, or if it was stopped by one that was sent to it alone.
     """
     received: list[int] = []
     process: subprocess.Popen[str] | None = None
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
+        if process and (number in INSISTING or not received):
+            process.terminate()
         received.append(number)
-        if process:
-            process.send_signal(number)
 
-    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, pass_on) for number in stop_signals()}
     try:
         process = subprocess.Popen(
             [sys.executable, "-m", "jaxresnet.train", *arguments],
             stderr=subprocess.PIPE,
             text=True,
+            errors="replace",
             process_group=0,  # so that the terminal does not send it a second Ctrl-C
         )
-        for number in received:  # received before the process existed
-            process.send_signal(number)
+        if received:  # before the process existed
+            process.terminate()
         _, said = process.communicate()
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-    code = process.returncode
-    return (code if code >= 0 else 128 - code), said.strip()
+    code = process.returncode if process.returncode >= 0 else 128 - process.returncode
+    last = (said.strip().splitlines() or [""])[-1]
+    if stopped := received or [number for number in previous if code == 128 + number]:
+        place = arguments[arguments.index("--workdir") + 1]
+        last = last or (f"exit code {code}" if code else "this run is finished")
+        raise Interrupted(f"the sweep stopped in {place}: {last}", stopped[0])
+    return code, last
 
 
-def write_results(workdir: Path, paths: Sequence[Path], failed: Mapping[Path, str]) -> str:
-    """Write results.md and results.json for the runs that have begun. Returns the table in Markdown."""
-    begun = [path for path in paths if (path / "config.toml").is_file()]
-    groups = group_runs(read_histories(begun, above=workdir)) if begun else []
+def write_results(workdir: Path, runs: Mapping[Path, Plan], failed: Mapping[Path, str]) -> str:
+    """Write results.md and results.json for the runs that have begun. Returns the table in Markdown.
+
+    It holds only what was computed with the settings that were asked for, and names the runs that are missing in it.
+    """
+    histories: list[History] = []
+    missing = dict(failed)
+    for path, plan in runs.items():
+        if not (path / "config.toml").exists():
+            continue
+        try:
+            checked(path, plan).finished(plan.config.epochs)
+            histories += read_histories([path], above=workdir)
+        except (UserError, OSError) as error:
+            missing.setdefault(path, printable(str(error)))
+    groups = group_runs(histories)
     text = as_markdown(comparison_table(groups))
-    if failed:
-        text += "\n\n" + "\n".join(f"- failed: {path}: {said}" for path, said in failed.items())
+    if missing:
+        text += "\n\n" + "\n".join(f"- failed: {path}: {said}" for path, said in missing.items())
     record = [{"name": group.name, "runs": results_of(group, failed)} for group in groups]
     workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "results.md").write_text(text + "\n", encoding="utf-8")
-    write_json(workdir / "results.json", record)
+    write_whole(workdir / RESULTS_TEXT, f"{text}\n".encode(errors="backslashreplace"))
+    write_json(workdir / RESULTS, record)
     return text
 
 

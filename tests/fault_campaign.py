@@ -8,9 +8,10 @@ command says of a fault must be one line.
 
 random: trial by trial, a run is sent a signal at a random moment between its start and a little after its usual end,
 and started again until it finishes, each start being hit again with probability 1/3. Signals: SIGKILL, SIGTERM,
-SIGINT, and each of the latter two twice in a row.
+SIGINT, SIGHUP, and SIGTERM and SIGINT twice in a row, up to 1.5 seconds apart.
 
-staged: full and read-only disks (as tmpfs in a namespace of their own), damaged checkpoints, two runs in one folder,
+staged: a terminal that closes, a sweep that is terminated together with its run, full and read-only disks (as tmpfs
+in a namespace of their own), damaged checkpoints, two runs in one folder,
 a folder that moves, a torn compilation cache, too little memory, a loss that is not finite, other versions of Python
 and JAX (--other-python), and 500 epochs.
 
@@ -40,6 +41,7 @@ from faults.others import (
 from faults.random_signals import random_signals
 from faults.reference import Finding, Reference, make_reference
 from faults.report import report
+from faults.stopped import closed_terminal, sweep_and_run_terminated
 
 from jaxresnet.runs.files import write_json
 
@@ -47,6 +49,8 @@ from jaxresnet.runs.files import write_json
 def staged_faults(reference: Reference, place: Path, python: str | None) -> list[dict[str, Any]]:
     """Stage every fault below the folder `place`; `python` is an interpreter with other versions, if there is one."""
     faults: list[Callable[[Reference, Path], Iterator[Finding]]] = [
+        closed_terminal,
+        sweep_and_run_terminated,
         full_disk,
         read_only_disk,
         damaged_checkpoint,
@@ -76,7 +80,7 @@ def main() -> int:
         "--only", choices=("random", "staged"), help="one part, beside what the output has of the other"
     )
     parser.add_argument(
-        "--trials", type=int, default=50, help="random ones in all; three of five with SIGKILL"
+        "--trials", type=int, default=50, help="random ones in all; six of eleven with SIGKILL"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--other-python", help="a Python with other versions of the packages")

@@ -120,6 +120,11 @@ def wait_for_line(process: "subprocess.Popen[str]", beginning: str) -> None:
     assert any(line.startswith(beginning) for line in process.stdout), f"no line begins with {beginning!r}"
 
 
+def children_of(pid: int) -> list[int]:
+    """The processes that the process has started."""
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 def signal_command(number: int, after: str, command: str, *arguments: object) -> tuple[int, str]:
     """Start a command and send it a signal when it prints a line that begins with `after`.
 

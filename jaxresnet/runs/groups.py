@@ -76,19 +76,20 @@ class RunGroup:
 
 
 def read_histories(workdirs: Sequence[Path], above: Path | None = None) -> list[History]:
-    """Read the folders of runs. Each run's name is its path relative to `above`, by default the last common folder.
+    """Read the folders of runs. Each run's name is its path relative to the last common folder.
 
-    Raises UserError if a folder holds no run or is given twice.
+    With `above`, a folder that all paths begin with, it is relative to that, also where the path is a link. Raises
+    UserError if a folder holds no run or is given twice.
     """
     paths = [path.resolve() for path in workdirs]
     for path in paths:
         if paths.count(path) > 1:
             raise UserError(f"--workdir: expected different folders, found {path} twice", 2)
-    above = above.resolve() if above else Path(os.path.commonpath([path.parent for path in paths]))
+    common = Path(os.path.commonpath([path.parent for path in paths]))
     histories = []
     for path, given in zip(paths, workdirs, strict=True):
         workdir = Workdir(given)
-        name = path.relative_to(above).as_posix()
+        name = (given.relative_to(above) if above else path.relative_to(common)).as_posix()
         histories.append(
             History(workdir, name, workdir.require_plan(), workdir.epochs.read(), workdir.starts.read())
         )

@@ -1,19 +1,21 @@
 """A sweep as a user meets it, in fresh processes: interrupted, with a run that fails, and started again."""
 
 import json
+import os
 import shutil
 import signal
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from helpers import run_command, signal_command
+from helpers import children_of, run_command, start_command, wait_for_line
 
 from jaxresnet import sweep as sweep_module
 from jaxresnet.config.files import dump_config, load_config
 from jaxresnet.config.flags import ArgumentParser, add_setting_arguments, setting_arguments, to_arguments
 from jaxresnet.config.schema import Config
-from jaxresnet.errors import UserError
+from jaxresnet.errors import Interrupted, UserError
 from jaxresnet.runs.records import EpochLog, EpochRecord
 from jaxresnet.sweep import planned_runs
 
@@ -30,8 +32,14 @@ def configs(tmp_path: Path, tiny_toml: Path) -> tuple[Path, Path]:
 def test_a_sweep_is_interrupted_fails_in_part_and_goes_on(tmp_path: Path, configs: tuple[Path, Path]):
     workdir = tmp_path / "sweep"
     arguments = ("sweep", "--config", *configs, "--workdir", workdir, "--epochs", 40, "--seeds", 3)
-    code, err = signal_command(signal.SIGINT, "epoch 1/40", *arguments)
-    assert code == 130
+    process = start_command(*arguments)
+    wait_for_line(process, "epoch 1/40")
+    # Both get the signal, as in a container that stops. What the sweep passes on is no second demand.
+    for pid in (*children_of(process.pid), process.pid):
+        os.kill(pid, signal.SIGTERM)
+        time.sleep(0.02)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 143
     assert f"the sweep stopped in {workdir / 'plain' / 'seed3'}: interrupted: saved at step" in err
 
     # The second run's folder is somebody else's.
@@ -69,9 +77,9 @@ def test_a_sweep_covers_every_configuration_with_every_seed(tmp_path: Path, conf
         "plain/seed7",
         "other/seed7",
     ]
-    assert [config.seed for _, config in runs.values()] == [0, 0, 7, 7]
-    assert {config.epochs for _, config in runs.values()} == {9}
-    assert [config.augment.brightness for _, config in runs.values()] == [0.2, 0.1, 0.2, 0.1]
+    assert [plan.config.seed for plan in runs.values()] == [0, 0, 7, 7]
+    assert {plan.config.epochs for plan in runs.values()} == {9}
+    assert [plan.config.augment.brightness for plan in runs.values()] == [0.2, 0.1, 0.2, 0.1]
 
 
 def test_a_wrong_plan_is_refused_before_anything_runs(tmp_path: Path, configs: tuple[Path, Path]):
@@ -79,6 +87,11 @@ def test_a_wrong_plan_is_refused_before_anything_runs(tmp_path: Path, configs: t
         planned_runs(configs, [0], tmp_path, {"batch_size": "0"})
     with pytest.raises(UserError, match="two runs for"):
         planned_runs(configs, [1, 1], tmp_path, {})
+    for name in ("..", "results.md"):
+        shutil.copy(configs[0], tmp_path / f"{name}.toml")
+        with pytest.raises(UserError, match="expected the name of a folder before") as caught:
+            planned_runs([tmp_path / f"{name}.toml"], [0], tmp_path / "runs", {})
+        assert caught.value.exit_code == 2
     code, _, err = run_command("sweep", "--config", configs[0], "--seed", "3", "--workdir", tmp_path / "runs")
     assert (code, err) == (2, "error: --seed: expected --seeds, which lists the seeds of a sweep\n")
     assert not (tmp_path / "runs").exists()
@@ -101,23 +114,122 @@ def test_settings_survive_the_way_through_flags():
     assert Config().replace(given) == Config().replace(settings)
 
 
-def test_a_run_that_has_trained_longer_fails_alone(
-    tmp_path: Path, configs: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
-):
-    """The other runs of the sweep go on."""
-    trained: list[str] = []
+def record(epoch: int) -> EpochRecord:
+    return EpochRecord(epoch, 45 * epoch, 0.1, 1.0, 0.5, 1.0, 1.0, test_loss=1.0, test_accuracy=0.75)
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The workdirs of the runs that a sweep trains. In place of training, it gets a line for the third epoch."""
+    workdirs: list[str] = []
 
     def train(arguments: Sequence[str]) -> tuple[int, str]:
-        trained.append(arguments[arguments.index("--workdir") + 1])
+        parser = ArgumentParser()
+        parser.add_argument("--workdir", type=Path)
+        parser.add_argument("--device")
+        add_setting_arguments(parser)
+        args = parser.parse(arguments)
+        args.workdir.mkdir(parents=True, exist_ok=True)
+        (args.workdir / "config.toml").write_text(dump_config(Config().replace(setting_arguments(args))))
+        EpochLog(args.workdir / "metrics.jsonl").append(record(3))
+        workdirs.append(f"{args.workdir.parent.name}/{args.workdir.name}")
         return 0, ""
 
     monkeypatch.setattr(sweep_module, "train", train)
+    return workdirs
+
+
+def test_a_run_that_has_trained_longer_fails_alone(
+    tmp_path: Path, configs: tuple[Path, Path], trained: list[str]
+):
+    """The other runs of the sweep go on."""
     longer = tmp_path / "runs" / "plain" / "seed0"
     longer.mkdir(parents=True)
     shutil.copy(configs[0], longer / "config.toml")
-    record = EpochRecord(5, 225, 0.1, 1.0, 0.5, seconds=1.0, images_per_second=1.0)
-    EpochLog(longer / "metrics.jsonl").append(record)
+    EpochLog(longer / "metrics.jsonl").append(record(5))
     failed = sweep_module.sweep(configs, [0], tmp_path / "runs")
     assert list(failed) == [longer]
     assert "has trained for 5 epochs already, expected at least as many, found 3" in failed[longer]
-    assert trained == [str(tmp_path / "runs" / "other" / "seed0")]
+    assert trained == ["other/seed0"]
+    table = (tmp_path / "runs" / "results.md").read_text()
+    assert "| other | 1 | " in table
+    assert "| plain |" not in table
+
+
+def test_runs_of_other_settings_are_refused_before_anything_runs(
+    tmp_path: Path, configs: tuple[Path, Path], trained: list[str]
+):
+    workdir = tmp_path / "runs"
+    assert sweep_module.sweep(configs, [0], workdir) == {}
+    table = (workdir / "results.md").read_text()
+    trained.clear()
+    with pytest.raises(UserError) as caught:
+        sweep_module.sweep(configs, [0], workdir, {"optimizer.learning_rate": "0.5"})
+    assert caught.value.exit_code == 2
+    assert [line.partition(": use")[0] for line in str(caught.value).splitlines()] == [
+        f"{workdir / name / 'seed0'} holds a run of another configuration (optimizer.learning_rate was 0.05, is 0.5)"
+        for name in ("plain", "other")
+    ]
+    assert trained == []
+    assert (workdir / "results.md").read_text() == table
+    sweep_module.sweep(
+        configs, [0], workdir, {"epochs": 4, "checkpoint.every_minutes": 3}
+    )  # which may change
+    assert trained == ["plain/seed0", "other/seed0"]
+
+
+def test_what_is_damaged_fails_alone(tmp_path: Path, configs: tuple[Path, Path], trained: list[str]):
+    """A torn configuration, a damaged record, and files that are broken or moved while the sweep goes on."""
+    workdir = tmp_path / "runs"
+    sweep_module.sweep(configs, [0, 1, 2], workdir)
+    (workdir / "plain" / "seed0" / "config.toml").write_text("epochs =")
+    (workdir / "other" / "seed0" / "metrics.jsonl").write_text("5\n")
+    (workdir / "plain" / "seed1" / "metrics.jsonl").unlink()  # it is to be trained again
+    moved = (workdir / "other").rename(tmp_path / "other disk")
+    (workdir / "other").symlink_to(moved)
+    trained.clear()
+    runs = planned_runs(configs, [0, 1, 2], workdir, {})
+    configs[0].write_text("broken")
+    failed: dict[Path, str] = {}
+    for path, plan in runs.items():
+        failed |= sweep_module.train_one(path, plan, "auto", "")
+    table = sweep_module.write_results(workdir, runs, failed)
+    assert [str(path.relative_to(workdir)) for path in failed] == ["plain/seed0", "other/seed0"]
+    assert trained == ["plain/seed1", "other/seed1", "plain/seed2", "other/seed2"]
+    assert "| plain | 2 | " in table
+    assert "| other | 2 | " in table
+    assert (
+        f"- failed: {workdir / 'plain' / 'seed0'}: {workdir / 'plain' / 'seed0' / 'config.toml'}: expected"
+        in table
+    )
+    assert (
+        f"- failed: {workdir / 'other' / 'seed0'}: {workdir / 'other' / 'seed0' / 'metrics.jsonl'}, line 1"
+        in table
+    )
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGHUP, 129), (signal.SIGINT, 130)])
+def test_a_sweep_that_is_stopped_as_its_run_ends_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int
+):
+    """The signal comes while no run can react to it any more."""
+
+    class Ended:
+        returncode = 0
+
+        def __init__(self, *_: object, **__: object) -> None:
+            self.terminated = 0
+
+        def terminate(self) -> None:
+            self.terminated += 1
+
+        def communicate(self) -> tuple[None, str]:
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), signal.SIGHUP)  # a terminal that closes does not insist
+            assert self.terminated == 1
+            return None, ""
+
+    monkeypatch.setattr(sweep_module.subprocess, "Popen", Ended)
+    with pytest.raises(Interrupted, match=f"the sweep stopped in {tmp_path}: this run is finished") as caught:
+        sweep_module.train(["--workdir", str(tmp_path)])
+    assert caught.value.exit_code == code

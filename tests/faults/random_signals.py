@@ -15,10 +15,16 @@ SIGNALS = {
     "SIGKILL": [signal.SIGKILL],
     "SIGTERM": [signal.SIGTERM],
     "SIGINT": [signal.SIGINT],
+    "SIGHUP": [signal.SIGHUP],
     "SIGTERM twice": [signal.SIGTERM, signal.SIGTERM],
     "SIGINT twice": [signal.SIGINT, signal.SIGINT],
 }
-TRIALS = 3 * ["SIGKILL"] + ["SIGTERM", "SIGINT"] + 3 * ["SIGKILL"] + ["SIGTERM twice", "SIGINT twice"]
+TRIALS = [
+    *(3 * ["SIGKILL"] + ["SIGTERM", "SIGINT", "SIGHUP"]),
+    *(3 * ["SIGKILL"] + ["SIGTERM twice", "SIGINT twice"]),
+]
+MOST_SECONDS_BETWEEN = 1.5
+"""Between two signals in a row. The second one ends the run at once if it comes a second or more after the first."""
 MOST_STARTS = 20
 
 
@@ -74,6 +80,6 @@ def start_and_hit(
         hit = True
         for each in signals:
             process.send_signal(each)
-            time.sleep(0.02 * chance.random())
+            time.sleep(MOST_SECONDS_BETWEEN * chance.random())
     code = process.wait()
     return (128 - code if code < 0 else code), hit

@@ -78,10 +78,13 @@ class Saving:
         kept = (
             f"the last good checkpoint is step {saved[-1]:,}" if saved else "no checkpoint was saved before"
         )
-        rate = self.learner.plan.config.optimizer.learning_rate
+        settings = self.learner.plan.config.optimizer
+        cause = f"learning_rate {settings.learning_rate:g}"
+        if settings.learning_rate * settings.weight_decay > 2:  # each step then makes the weights larger
+            cause = f"weight_decay {settings.weight_decay:g}"
         return UserError(
-            f"{what} is not finite: expected a number; most likely optimizer.learning_rate {rate:g} is too high "
-            f"for this run, so lower it in a new --workdir ({kept})"
+            f"{what} is not finite: expected a number; most likely optimizer.{cause} is too high for this run, "
+            f"so lower it in a new --workdir ({kept})"
         )
 
 

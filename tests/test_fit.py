@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ from jaxresnet.learning.metrics import Metrics
 from jaxresnet.learning.optimizer import learning_rate, make_rates
 from jaxresnet.learning.state import TrainState
 from jaxresnet.machine.devices import device_batches
+from jaxresnet.machine.signals import Stop
 from jaxresnet.runs.checkpoint import Checkpoints
 from jaxresnet.runs.workdir import Workdir
 from jaxresnet.trained import evaluation
@@ -139,6 +141,23 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         assert checkpoints.saved_steps() == [12]
         assert checkpoints.best_step() == 12
+
+
+@pytest.mark.parametrize(
+    ("settings", "cause"),
+    [
+        ({}, "learning_rate 0.05 is too high"),
+        ({"optimizer.weight_decay": 39.0}, "learning_rate 0.05 is too high"),
+        ({"optimizer.weight_decay": 41.0}, "weight_decay 41 is too high"),
+        ({"optimizer.weight_decay": 1e30}, "weight_decay 1e+30 is too high"),
+    ],
+)
+def test_the_likely_cause_of_a_loss_that_is_not_finite(settings: dict[str, Any], cause: str):
+    checkpoints: Any = SimpleNamespace(wait=lambda: None, saved_steps=list)
+    learner: Any = SimpleNamespace(plan=plan_of(settings=settings))
+    folder: Any = None
+    error = session.Saving(learner, folder, checkpoints, Stop()).not_finite("the loss")
+    assert f"most likely optimizer.{cause} for this run" in str(error)
 
 
 @pytest.mark.parametrize("split", ["validation", "none"])

@@ -11,14 +11,22 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
-from jaxresnet.errors import UserError
+from jaxresnet.errors import UserError, printable
 
-PositiveInt = Annotated[int, Field(ge=1)]
+MOST = 2**63 - 1
+"""The largest number: TOML's integers have 64 bits."""
+
+PositiveInt = Annotated[int, Field(ge=1, le=MOST)]
+Count = Annotated[int, Field(ge=0, le=MOST)]
 Width = Annotated[int, Field(ge=1, le=65_536)]
 Depth = Annotated[int, Field(ge=1, le=1_000)]
 
 MOST_BLOCKS = 1_000
 """Of all stages together. To trace a network of as many takes some twenty seconds."""
+
+
+LONGEST_SHOWN = 200
+"""Characters of a wrong value that an error shows."""
 
 
 class _Section(BaseModel):
@@ -53,7 +61,7 @@ class DataConfig(_Section):
     """Data set: cifar10, or digits, which comes with scikit-learn and needs no download."""
     dir: Annotated[str, Field(max_length=4096)] = ""  # with a bound, pydantic also refuses what is not UTF-8
     """Folder of the prepared TFDS data sets. Empty: $TFDS_DATA_DIR if set, else ~/tensorflow_datasets."""
-    validation_examples: Annotated[int, Field(ge=0)] = 0
+    validation_examples: Count = 0
     """Number of training examples held out for validation. They are stratified and the same for every seed."""
 
 
@@ -62,7 +70,7 @@ class AugmentConfig(_Section):
 
     horizontal_flip: bool = True
     """Mirror an image with probability 1/2."""
-    crop_padding: Annotated[int, Field(ge=0)] = 4
+    crop_padding: Count = 4
     """Shift by up to this many pixels in each direction and fill with black; 0 switches it off."""
     rotation_degrees: Annotated[float, Field(ge=0, le=180)] = 15.0
     """Rotate by a uniform random angle between minus and plus this many degrees; 0 switches it off."""
@@ -83,7 +91,7 @@ class OptimizerConfig(_Section):
     """True: theta -= lr * (buffer + decay * theta). False: decay * theta goes into the buffer, as in PyTorch's SGD."""
     schedule: Literal["constant", "cosine"] = "cosine"
     """cosine: falls at every step from learning_rate to 0, along half a cosine wave."""
-    schedule_epochs: Annotated[int, Field(ge=0)] = 200
+    schedule_epochs: Count = 200
     """Epochs until the cosine reaches 0, where it stays. 0: as many as the run has."""
 
 
@@ -182,7 +190,7 @@ def setting_error(error: ValidationError, source: str = "") -> UserError:
     """
     lines = []
     for item in error.errors(include_url=False):
-        path = ".".join(str(part) for part in item["loc"])
+        path = printable(".".join(str(part) for part in item["loc"]))  # a stranger's file may hold any key
         if item["type"] == "value_error":
             lines += item["msg"].removeprefix("Value error, ").splitlines()
         elif item["type"] == "extra_forbidden":
@@ -193,7 +201,9 @@ def setting_error(error: ValidationError, source: str = "") -> UserError:
             lines.append(f"{path}: no such setting{hint}")
         else:
             expected = item["msg"].removeprefix("Input should be ").replace("Input ", "")
-            lines.append(f"{path}: expected {expected}, found {item['input']!r}")
+            found = repr(item["input"])
+            found = found if len(found) <= LONGEST_SHOWN else f"{found[:LONGEST_SHOWN]}..."
+            lines.append(f"{path}: expected {expected}, found {found}")
     return UserError("\n".join(f"{source}{line}" for line in lines), exit_code=2)
 
 

@@ -57,16 +57,19 @@ class Cifar10:
     info = INFO
 
     def __init__(self, config: DataConfig):
-        self._root = Path(
-            config.dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-        ).expanduser()
+        self._root = Path(config.dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
 
     def read(self, split: Literal["train", "test"]) -> "Split":
         """All examples of one split. The data set is downloaded and prepared first if it is not there yet.
 
         Raises UserError (exit code 1) if it cannot be downloaded or is damaged.
         """
-        root = self._root
+        try:
+            root = self._root.expanduser()
+        except RuntimeError:
+            raise UserError(
+                f"cannot find {self._root}, because that user has no home folder: set TFDS_DATA_DIR or --data.dir"
+            ) from None
         for path in root.glob("cifar10/*/*"):
             if not path.is_dir():
                 require("a file", path, follow=True)  # TensorFlow would wait for a pipe

@@ -1,6 +1,7 @@
 """The data sets by name. Opening one reads no data; each has its own module in `jaxresnet.data`."""
 
 import difflib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +28,8 @@ def reopen_source(config: Config, directory: str = "") -> "Source":
     It is looked for in `directory` if that is given, or in the configuration's folder if that still exists, or in the
     usual places: $TFDS_DATA_DIR and ~/tensorflow_datasets.
     """
-    kept = config.data.dir if Path(config.data.dir).expanduser().is_dir() else ""
+    # os.path, because Path.expanduser fails if the user has no home.
+    kept = config.data.dir if Path(os.path.expanduser(config.data.dir)).is_dir() else ""  # noqa: PTH111
     return open_source(config.replace({"data.dir": directory or kept}).data)
 
 

@@ -18,14 +18,25 @@ T = TypeVar("T")
 MOST_CPU_DEVICES = 256
 """As many virtual devices as the setting `cpu_devices` takes."""
 
+ARITHMETIC = {
+    "jax_enable_x64": False,
+    "jax_disable_jit": False,
+    "jax_default_prng_impl": "threefry2x32",
+    "jax_threefry_partitionable": True,
+    "jax_random_seed_offset": 0,
+}
+"""JAX's settings on which the results depend, each with the only value that a command computes with. An environment
+variable of the same name in capitals sets them."""
+
 
 def start_devices(device: str, cpu_devices: int) -> Mesh:
     """Start JAX's backend. Returns the mesh of all its local devices, from `local_mesh`.
 
     For commands only, because it changes JAX's configuration. `device` is "auto" (JAX's choice), "cpu" or "cuda". A CPU
     is divided into `cpu_devices` virtual devices, unless XLA_FLAGS sets another number or the backend has started
-    before. Raises UserError if there is no such device.
+    before. Raises UserError if there is no such device, or if JAX is set to compute otherwise (`check_arithmetic`).
     """
+    check_arithmetic()
     if device != "auto":
         jax.config.update("jax_platforms", device)
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
@@ -39,6 +50,18 @@ def start_devices(device: str, cpu_devices: int) -> Mesh:
         if device != "cuda":
             remedy = "JAX_PLATFORMS and XLA_FLAGS say what JAX may use"
         raise UserError(f"no {device} device: {reason}; {remedy}") from None
+
+
+def check_arithmetic() -> None:
+    """Raise UserError (exit code 2) if one of JAX's settings would make this another computation, or one that fails."""
+    found = {name: jax.config.values.get(name, usual) for name, usual in ARITHMETIC.items()}
+    problems = [
+        f"{name.upper()}: expected {ARITHMETIC[name]}, found {value}; the results would be others: unset it"
+        for name, value in found.items()
+        if value != ARITHMETIC[name]
+    ]
+    if problems:
+        raise UserError("\n".join(problems), 2)
 
 
 def local_mesh(devices: Sequence[Any] | None = None) -> Mesh:

@@ -32,9 +32,10 @@ class Start:
 
     `started` is the time in ISO format, UTC. `git` holds the "commit" of the source and whether it was "dirty"; None if
     the package does not lie in a git checkout. `cpu_identity` is the CPU's vendor, family, model and stepping, and
-    `cpu_flags` are those of its instruction sets on which speed and rounding depend. The last four fields are None
-    until they are known: `compile_seconds`; `train_seconds`, without compilation and evaluation, up to the last save;
-    `seconds` of the whole start; `peak_device_bytes`, which stays None on a CPU.
+    `cpu_flags` are those of its instruction sets on which speed and rounding depend. `jax_variables` are the
+    environment variables that set JAX, whose names begin with JAX_. These fields are None until they are known:
+    `compile_seconds`; `train_seconds`, without compilation and evaluation, up to the last save; `seconds` of the whole
+    start; `peak_device_bytes`, which stays None on a CPU.
     """
 
     started: str
@@ -57,6 +58,7 @@ class Start:
     train_seconds: float | None = None
     seconds: float | None = None
     peak_device_bytes: int | None = None
+    jax_variables: dict[str, str] = field(default_factory=dict)
 
     __pydantic_config__: ClassVar[dict[str, bool]] = {"allow_inf_nan": False}  # read by jaxresnet.runs.files
 
@@ -90,6 +92,7 @@ def describe_environment(mesh: "Mesh", precision: str, argv: list[str]) -> Start
         cpu_flags=[flag for flag in CPU_FLAGS if flag in cpu.get("flags", "").split()],
         physical_cores=_physical_cores(),
         memory_bytes=_memory_bytes(),
+        jax_variables={key: value for key, value in os.environ.items() if key.startswith("JAX_")},
     )
 
 

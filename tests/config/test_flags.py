@@ -147,6 +147,8 @@ def test_epochs_alone_is_always_a_valid_override(path: Path, epochs: str):
         ),
         (["--optimizer.momentum", "1"], "optimizer.momentum: expected less than 1, found '1'"),
         (["--epochs"], "argument --epochs: expected one argument"),
+        (["--optimizer.schedule-epochs", f"1{400 * '0'}"], f"less than or equal to {2**63 - 1}, found '1000"),
+        (["--batch-size", f"1{5000 * '0'}"], "batch_size: expected "),
         (["--evaluation.split", "train"], "expected 'test', 'validation' or 'none', found 'train'"),
         (["--model.stage-blocks", "1", "2"], "expected equal lengths, found 2, 4 and 4"),
         (["--config", "digit"], "no configuration digit: expected a TOML file, or one of "),

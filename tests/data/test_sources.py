@@ -154,6 +154,16 @@ def test_missing_data_without_a_network_fails_fast_with_the_ways_out(
     assert "162 MiB" in capsys.readouterr().out
 
 
+def test_a_user_without_a_home_folder_is_told_what_to_set():
+    config = Config().replace({"data.dir": "~nobody knows/data"})
+    source = open_source(config.data)
+    assert reopen_source(config).info == source.info
+    with pytest.raises(
+        UserError, match="cannot find ~nobody knows/data, because that user has no home folder: set "
+    ):
+        source.read("test")
+
+
 def test_a_host_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(cifar10, "PROBE_SECONDS", 0.5)
 

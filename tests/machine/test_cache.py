@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import pytest
 
+from jaxresnet.machine import cache
 from jaxresnet.machine.cache import use_compilation_cache
 
 
@@ -15,25 +17,54 @@ def cache_folder() -> str | None:
     return getattr(jax.config, "jax_compilation_cache_dir")  # noqa: B009 - JAX declares no type for it
 
 
+@pytest.fixture
+def before() -> Iterator[str | None]:
+    """The folder that is set; it is set again afterwards."""
+    folder = cache_folder()
+    yield folder
+    jax.config.update("jax_compilation_cache_dir", folder)
+
+
+@pytest.mark.parametrize("variable", ["JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME"])
 def test_an_unwritable_cache_folder_costs_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    before: str | None,
+    variable: str,
 ):
     (tmp_path / "file").touch()
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    before = cache_folder()
+    monkeypatch.setenv(variable, str(tmp_path / "file"))
     use_compilation_cache()
-    assert len(capsys.readouterr().err.splitlines()) == 1
-    assert cache_folder() == before
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"note: no compilation cache, because {tmp_path / 'file'}")
+    assert cache_folder() is None
 
 
-def test_the_users_own_folder_is_left_to_jax(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_user_without_a_home_has_no_cache(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], before: str | None
+):
+    for variable in ("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(cache, "_users_cache", lambda: Path("~nobody knows").expanduser())
+    use_compilation_cache()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("note: no compilation cache, because there is no home folder: ")
+    assert cache_folder() is None
+
+
+def test_the_users_own_folder_comes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str | None
+):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "own"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
-    before = cache_folder()
     use_compilation_cache()
-    assert cache_folder() == before
-    assert list(tmp_path.iterdir()) == []
+    assert cache_folder() == str(tmp_path / "own")
+    assert [path.name for path in tmp_path.iterdir()] == ["own"]
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "gs://bucket/cache")
+    use_compilation_cache()
+    assert cache_folder() == str(tmp_path / "own")  # JAX reads the address itself
 
 
 TORN_ENTRY = """

@@ -42,6 +42,30 @@ def test_each_device_gets_an_equal_part_of_the_examples():
 
 
 @pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("jax_enable_x64", True),
+        ("jax_disable_jit", True),
+        ("jax_default_prng_impl", "rbg"),
+        ("jax_threefry_partitionable", False),
+        ("jax_random_seed_offset", 1),
+    ],
+)
+def test_another_arithmetic_is_refused(name: str, value: object):
+    before = jax.config.values[name]
+    jax.config.update(name, value)
+    try:
+        with pytest.raises(UserError) as caught:
+            start_devices("cpu", 2)
+    finally:
+        jax.config.update(name, before)
+    assert str(caught.value) == (
+        f"{name.upper()}: expected {before}, found {value}; the results would be others: unset it"
+    )
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
     ("batch_size", "count", "nearest"), [(30, 4, "28 and 32"), (3, 4, "4"), (125, 2, "124 and 126")]
 )
 def test_a_batch_that_does_not_divide(batch_size: int, count: int, nearest: str):

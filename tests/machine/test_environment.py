@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import os
 from pathlib import Path
 
 import jax
@@ -13,12 +14,15 @@ from jaxresnet.machine.environment import Start, describe_environment, peak_devi
 from jaxresnet.runs.files import parse_record, to_json
 
 
-def test_the_environment_is_described_in_json_values():
+def test_the_environment_is_described_in_json_values(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("JAX_DEBUG_NANS", "1")
     start = describe_environment(mesh_of(4), "float32", ["python", "-m", "x", "a b"])
     assert parse_record(Start, json.dumps(to_json(start)), "here") == start
     assert start.command == "python -m x 'a b'"
     assert start.devices == ["cpu"] * 4
     assert (start.backend, start.precision) == ("cpu", "float32")
+    assert start.jax_variables == {key: value for key, value in os.environ.items() if key[:4] == "JAX_"}
+    assert start.jax_variables["JAX_DEBUG_NANS"] == "1"
     assert start.versions["jax"] == jax.__version__
     assert start.driver is None
     assert datetime.datetime.fromisoformat(start.started).tzinfo == datetime.UTC

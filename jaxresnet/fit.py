@@ -33,7 +33,7 @@ from jaxresnet.network.cpu_convolution import convolution_for
 from jaxresnet.plan import Plan, resolve
 from jaxresnet.reporting.progress import Reporter, closing_lines, headline, schedule_notes
 from jaxresnet.runs.checkpoint import Checkpoints
-from jaxresnet.runs.records import EvaluationRecord
+from jaxresnet.runs.records import EvaluationRecord, evaluated_split
 from jaxresnet.runs.workdir import Workdir
 from jaxresnet.session import CompiledSteps, Saving, Session, evaluate_end
 from jaxresnet.trained.evaluation import jit_eval_step
@@ -120,13 +120,14 @@ def run_to_end(
     plan = learner.plan
     config, began = plan.config, time.monotonic()
     folder.starts.add(describe_environment(mesh, config.precision, ["python", *sys.orig_argv[1:]]))
-    with Checkpoints(folder.checkpoints) as checkpoints:
+    with open_checkpoints(folder, config) as checkpoints:
         state = stop.run(
             lambda: restore_or_init(learner, template, checkpoints, mesh), "preparing the network"
         )
         start, pending = int(state.step), state.metrics.count > 0
         check_start(plan, start)
-        folder.epochs.cut(start - 1 if pending else start)
+        check_records(folder, checkpoints.newest_step(), first_epoch(plan, state))
+        folder.go_on(config, start - 1 if pending else start)
         batches = stop.run(
             lambda: device_batches(train_batches(config, splits["train"], start), mesh),
             "starting the input pipeline",
@@ -145,6 +146,20 @@ def run_to_end(
         seconds=round(time.monotonic() - began, 1), peak_device_bytes=peak_device_bytes(mesh)
     )
     return evaluation
+
+
+def open_checkpoints(folder: Workdir, config: Config) -> Checkpoints:
+    """The checkpoints of the run. Raises UserError if it has finished an epoch and their folder is not there."""
+    records = folder.epochs.read()
+    if records and not folder.checkpoints.is_dir():
+        raise UserError(
+            f"{folder.checkpoints} is missing, but metrics.jsonl has {records[-1].epoch} epochs: mount or restore that "
+            "folder, or name another --workdir"
+        )
+    split = evaluated_split(records)
+    accuracies = {record.step: record.accuracy(split) for record in records} if split else {}
+    recorded = {step: accuracy for step, accuracy in accuracies.items() if accuracy is not None}
+    return Checkpoints(folder.checkpoints, folder.identity(config), recorded=recorded)
 
 
 def restore_or_init(
@@ -169,6 +184,25 @@ def check_start(plan: Plan, step: int) -> None:
             f"({plan.total_steps:,} steps)",
             2,
         )
+
+
+def check_records(folder: Workdir, newest: int, finished: int) -> None:
+    """Raise UserError if metrics.jsonl and the checkpoints do not tell of the same epochs, because a part is missing.
+
+    `newest` is the step of the newest checkpoint, damaged or not. `finished` is the number of epochs that the run goes
+    on after. A line is written before its epoch's checkpoint is saved, and that is waited for when the next one is due.
+    So a run that is killed leaves the lines of two intervals between checkpoints more, at most.
+    """
+    folder.epochs.require(finished)
+    ahead = {record.epoch for record in folder.epochs.read() if record.step > newest}
+    before = folder.require_config()
+    if len(ahead) > (most := 2 * before.checkpoint.every_epochs):
+        raise UserError(
+            f"{folder.checkpoints}: the newest checkpoint is of step {newest:,}, but metrics.jsonl has {len(ahead)} "
+            f"later epochs, expected at most {most}: mount or restore that folder, or name another --workdir"
+        )
+    if ahead and not newest:
+        print("no checkpoint was complete when the run was stopped: starting anew", file=sys.stderr)
 
 
 def first_epoch(plan: Plan, state: TrainState) -> int:

@@ -22,7 +22,7 @@ from jaxresnet.machine.devices import replicated
 from jaxresnet.machine.signals import Stop
 from jaxresnet.reporting.progress import Reporter
 from jaxresnet.runs.checkpoint import Checkpoints
-from jaxresnet.runs.records import EpochRecord, EvaluationRecord, write_evaluation
+from jaxresnet.runs.records import EpochRecord, EvaluationRecord, best_epoch, write_evaluation
 from jaxresnet.runs.workdir import Workdir
 from jaxresnet.trained.evaluation import evaluate, evaluation_record
 
@@ -130,9 +130,18 @@ class Session:
         self.reporter.epoch(record)
         empty = jax.device_put(Metrics.empty(self.learner.plan.info.classes), replicated(self.mesh))
         state = state.replace(metrics=empty)
-        if epoch + 1 == config.epochs or (epoch + 1) % config.checkpoint.every_epochs == 0:
+        due = epoch + 1 == config.epochs or (epoch + 1) % config.checkpoint.every_epochs == 0
+        if due or self.is_best(record):
             self.saving.checkpoints.save(state, evaluation.accuracy if evaluation else None)
         return state, evaluation
+
+    def is_best(self, record: EpochRecord) -> bool:
+        """Whether an epoch, whose record is written, was evaluated and is the best one so far."""
+        split = self.learner.plan.config.evaluation.split
+        if split == "none" or record.accuracy(split) is None:
+            return False
+        best = best_epoch(self.saving.folder.epochs.read(), split)
+        return best is not None and best.epoch == record.epoch
 
     def train(
         self, epoch: int, state: TrainState, batches: Iterator[Batch]

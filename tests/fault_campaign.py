@@ -11,9 +11,9 @@ and started again until it finishes, each start being hit again with probability
 SIGINT, SIGHUP, and SIGTERM and SIGINT twice in a row, up to 1.5 seconds apart.
 
 staged: a terminal that closes, a sweep that is terminated together with its run, full and read-only disks (as tmpfs
-in a namespace of their own), damaged checkpoints, two runs in one folder,
-a folder that moves, a torn compilation cache, too little memory, a loss that is not finite, other versions of Python
-and JAX (--other-python), and 500 epochs.
+in a namespace of their own), damaged checkpoints, kills while a checkpoint is replaced, files that cannot be read, are
+missing or are another run's, two runs in one folder, a folder that moves, a torn compilation cache, too little memory,
+a loss that is not finite, other versions of Python and JAX (--other-python), and 500 epochs.
 
 Writes README.md and faults.json; exits with 1 if anything does not hold.
 """
@@ -29,6 +29,7 @@ from typing import Any
 
 from faults.checkpoints import damaged_checkpoint
 from faults.disks import full_disk, read_only_disk
+from faults.kept import kept_checkpoint, replaced_checkpoint
 from faults.others import (
     five_hundred_epochs,
     little_memory,
@@ -54,6 +55,8 @@ def staged_faults(reference: Reference, place: Path, python: str | None) -> list
         full_disk,
         read_only_disk,
         damaged_checkpoint,
+        replaced_checkpoint,
+        kept_checkpoint,
         two_runs,
         moved_folder,
         torn_cache,

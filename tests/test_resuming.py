@@ -11,17 +11,20 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from helpers import mesh_of, plan_of, timeless_records
+from helpers import at_step, mesh_of, plan_of, timeless_records
 
+from jaxresnet import fit as fit_module
 from jaxresnet import session
 from jaxresnet.config.schema import Config
-from jaxresnet.errors import Interrupted
-from jaxresnet.fit import fit
+from jaxresnet.errors import Interrupted, UserError
+from jaxresnet.fit import check_records, fit
 from jaxresnet.learning.learner import make_learner
+from jaxresnet.learning.metrics import Metrics
 from jaxresnet.learning.state import TrainState, state_template
 from jaxresnet.machine.devices import replicated
 from jaxresnet.runs.checkpoint import Checkpoints
 from jaxresnet.runs.groups import read_histories
+from jaxresnet.runs.workdir import Workdir
 
 
 def final_state(workdir: Path, config: Config) -> TrainState:
@@ -148,3 +151,126 @@ def test_a_run_of_the_first_version_goes_on(
     assert "resuming at step 12" in capsys.readouterr().out
     assert_same_run(workdir, finished, short_config)
     assert (workdir / "dataset.json").read_bytes() == (finished / "dataset.json").read_bytes()
+
+
+def never_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No step is compiled; `Session.train` and `Session.evaluate` must not be used, or be replaced."""
+    compiled = session.CompiledSteps(None, None, 0.0)  # pyright: ignore[reportArgumentType]
+    monkeypatch.setattr(fit_module, "compile_steps", lambda *_: compiled)
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (
+            lambda run: shutil.rmtree(run / "checkpoints"),
+            r"checkpoints is missing, but metrics.jsonl has 2 epochs",
+        ),
+        (
+            lambda run: (run / "metrics.jsonl").unlink(),
+            r"metrics.jsonl: expected a line for .* found none for 1, 2",
+        ),
+    ],
+)
+def test_a_part_of_the_folder_that_is_missing_is_told_and_nothing_emptied(
+    tmp_path: Path,
+    finished: Path,
+    short_config: Config,
+    monkeypatch: pytest.MonkeyPatch,
+    damage: Callable[[Path], Any],
+    told: str,
+):
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    damage(workdir)
+    never_compile(monkeypatch)
+    before = {path.relative_to(workdir) for path in (workdir / "checkpoints").rglob("*")}
+    lines = timeless_records(workdir)
+    with pytest.raises(UserError, match=told) as caught:
+        fit(short_config.replace({"epochs": 5}), workdir)
+    assert caught.value.exit_code == 1
+    assert len(str(caught.value).splitlines()) == 1
+    assert timeless_records(workdir) == lines
+    assert {path.relative_to(workdir) for path in (workdir / "checkpoints").rglob("*")} == before
+    assert Workdir(workdir).require_config().epochs == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "epochs", "newest", "told"),
+    [
+        ({}, [1, 2, 3, 4], 24, None),  # killed while the checkpoint of the third epoch was saved
+        ({}, [1, 2, 3, 4, 5], 24, "newest checkpoint is of step 24, .* 3 later epochs, expected at most 2"),
+        ({"checkpoint.every_epochs": 2}, [1, 2, 3, 4, 5, 6], 24, None),
+        ({}, [1, 2, 3, 4, 5], 36, None),  # a newer one was damaged
+        ({}, [1, 3], 36, "expected a line for each of the 2 epochs .* found none for 2:"),
+        ({}, [2], 24, "found none for 1: put the file back"),
+        ({}, [1, 2, 2], 24, None),
+    ],
+)
+def test_records_that_do_not_fit_the_checkpoint(
+    tmp_path: Path,
+    finished: Path,
+    short_config: Config,
+    settings: dict[str, Any],
+    epochs: list[int],
+    newest: int,
+    told: str | None,
+):
+    """The run is to go on after its second epoch."""
+    run, record = Workdir(tmp_path / "run"), Workdir(finished).epochs.read()[0]
+    with run.open(plan_of(short_config, settings)):
+        for epoch in epochs:
+            run.epochs.append(replace(record, epoch=epoch, step=12 * epoch))
+        if told is None:
+            check_records(run, newest, finished=2)
+        else:
+            with pytest.raises(UserError, match=told):
+                check_records(run, newest, finished=2)
+
+
+def test_a_finished_run_that_lacks_a_line_is_told(tmp_path: Path, finished: Path, short_config: Config):
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    lines = (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (workdir / "metrics.jsonl").write_text(lines[1])
+    with pytest.raises(UserError, match="found none for 1"):
+        fit(short_config, workdir)
+
+
+def test_the_best_epochs_checkpoint_is_kept_whenever_checkpoints_are_due(
+    tmp_path: Path, short_config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Also if the run is killed in between. Of equal accuracies the later one counts."""
+    never_compile(monkeypatch)
+    right = {12: 3, 24: 7, 36: 7, 48: 6, 60: 5}
+    killed = []
+
+    def train(
+        self: session.Session, epoch: int, state: TrainState, _: Any
+    ) -> tuple[TrainState, float, float]:
+        step = self.learner.plan.end_step(epoch + 1)
+        if step == 48 and not killed:
+            killed.append(step)
+            raise RuntimeError("killed")
+        return at_step(state.replace(metrics=counts(5)), step), 1.0, 1.0
+
+    def evaluate(_: session.Session, state: TrainState, *__: Any) -> Metrics:
+        return counts(right[int(state.step)])
+
+    monkeypatch.setattr(session.Session, "train", train)
+    monkeypatch.setattr(session.Session, "evaluate", evaluate)
+    config = short_config.replace({"epochs": 5, "checkpoint.every_epochs": 5})
+    with pytest.raises(RuntimeError, match="killed"):
+        fit(config, tmp_path)
+    fit(config, tmp_path)
+    out = capsys.readouterr().out
+    assert "resuming at step 36" in out
+    assert "best epoch 3: test accuracy 70.00%" in out
+    with Checkpoints(tmp_path / "checkpoints", read_only=True) as checkpoints:
+        assert checkpoints.best_step() == 36
+    assert [record["epoch"] for record in timeless_records(tmp_path)] == [1, 2, 3, 4, 5]
+
+
+def counts(right: int) -> Metrics:
+    """The sums over ten examples, of which that many are classified correctly."""
+    confusion = np.zeros((10, 10), np.int32)
+    confusion[0, :2] = right, 10 - right
+    return Metrics(np.float32(1), confusion, np.int32(0))

@@ -105,7 +105,7 @@ class EvaluationConfig(_Section):
 
 
 class CheckpointConfig(_Section):
-    """When to save a checkpoint. The end of a run and an interruption always save one."""
+    """When to save a checkpoint. The best epoch so far, the end of a run and an interruption always save one."""
 
     every_epochs: PositiveInt = 1
     """Epochs between checkpoints."""

@@ -4,6 +4,7 @@ They change only a process that runs a command of this package: the commands cal
 imports jaxresnet keeps its hooks, log levels, warnings and environment variables.
 """
 
+import errno
 import functools
 import glob
 import logging
@@ -111,6 +112,27 @@ def _mend_compilation_cache(showwarning: Any, message: Warning | str, *details: 
 @functools.cache
 def _tell_once(line: str) -> None:
     print(line, file=sys.stderr)
+
+
+_OF_CONTENT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ENAMETOOLONG}
+"""Codes of the operating system with which reading fails if a file is missing, or names one that cannot be."""
+
+
+def is_of_machine(error: BaseException | None) -> bool:
+    """Whether an error in reading came from the machine, such as a lack of memory, and not from a file's content.
+
+    orbax 0.12 and tensorstore have no type for it: they tell the operating system's code in the text.
+    """
+    while error:
+        code = error.errno if isinstance(error, OSError) else None
+        if told := re.search(r"os_error_code='(\d+)'", str(error)):
+            code = int(told[1])
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            return True
+        if code is not None and code not in _OF_CONTENT:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def first_reason(error: BaseException) -> str:

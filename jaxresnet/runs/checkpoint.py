@@ -4,7 +4,9 @@ A checkpoint is a folder named by its step. It holds the items that `jaxresnet.l
 `meta`, which serves to verify them (`jaxresnet.runs.integrity`).
 """
 
-from collections.abc import Callable
+import contextlib
+import shutil
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,23 +18,29 @@ from orbax.checkpoint import checkpoint_managers
 from jaxresnet.disk import require_plain
 from jaxresnet.errors import UserError
 from jaxresnet.learning.state import ITEMS, TrainState, Variables
-from jaxresnet.machine.workarounds import first_reason
+from jaxresnet.machine.workarounds import first_reason, is_of_machine
 from jaxresnet.runs.integrity import (
     DamagedCheckpointError,
     accuracy_metrics,
     accuracy_of,
     check_content,
+    check_identity,
     check_meta,
     check_shapes,
     make_meta,
-    set_aside_accuracies,
+    mend_accuracies,
+    require_readable,
 )
+from jaxresnet.runs.records import Identity
 
 LATEST_KEPT = 2
 """Two, so that training can go on from the one before if the newest is damaged."""
 
+REPLACED = ".replaced"
+"""Ending of a checkpoint's folder while another of the same step is saved. Orbax passes over such a name."""
 
-def _options(read_only: bool) -> ocp.CheckpointManagerOptions:
+
+def _open_manager(directory: Path, read_only: bool) -> ocp.CheckpointManager:
     policy = checkpoint_managers.AnyPreservationPolicy(
         [
             checkpoint_managers.LatestN(LATEST_KEPT),
@@ -40,7 +48,7 @@ def _options(read_only: bool) -> ocp.CheckpointManagerOptions:
             checkpoint_managers.BestN(get_metric_fn=accuracy_of, n=1, keep_checkpoints_without_metrics=False),
         ]
     )
-    return ocp.CheckpointManagerOptions(
+    options = ocp.CheckpointManagerOptions(
         best_fn=accuracy_of,
         preservation_policy=None if read_only else policy,
         read_only=read_only,
@@ -48,18 +56,42 @@ def _options(read_only: bool) -> ocp.CheckpointManagerOptions:
         create=not read_only,
         cleanup_tmp_directories=not read_only,
     )
+    return ocp.CheckpointManager(directory, options=options, item_names=(*ITEMS, "meta"))
 
 
-def _read(manager: ocp.CheckpointManager, step: int, templates: dict[str, Any]) -> dict[str, Any]:
+def _read(
+    manager: ocp.CheckpointManager, step: int, templates: dict[str, Any], identity: Identity
+) -> dict[str, Any]:
     """The items of a checkpoint that are named in `templates`, verified.
 
-    Raises DamagedCheckpointError if the checkpoint is damaged. Raises UserError if it is intact, but belongs to another
-    network or was written by a later version.
+    Raises DamagedCheckpointError if the checkpoint is damaged. Raises UserError if it cannot be read, is of another run
+    or network, or was written by a later version.
     """
+    try:
+        return _read_once(manager, step, templates, identity)
+    except DamagedCheckpointError:
+        require_readable(Path(manager.directory) / str(step))
+    # All of its files can be read. Perhaps only a moment's failure prevented it.
+    try:
+        return _read_once(manager, step, templates, identity)
+    except DamagedCheckpointError as error:
+        if not is_of_machine(error):
+            raise
+        raise UserError(
+            f"cannot read checkpoint {step} in {manager.directory}: {first_reason(error)}; nothing was removed: "
+            "mend that, then run the same command again"
+        ) from error
+
+
+def _read_once(
+    manager: ocp.CheckpointManager, step: int, templates: dict[str, Any], identity: Identity
+) -> dict[str, Any]:
+    """What `_read` returns. Raises DamagedCheckpointError also if the checkpoint cannot be read."""
     name = f"checkpoint {step} in {manager.directory}"
     try:
         meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
         check_meta(meta, name)
+        check_identity(meta, identity, step, name)
         check_shapes(meta, templates, name)
         items = {item: ocp.args.StandardRestore(tree) for item, tree in templates.items()}
         restored = manager.restore(step, args=ocp.args.Composite(**items))
@@ -72,30 +104,98 @@ def _read(manager: ocp.CheckpointManager, step: int, templates: dict[str, Any]) 
     return restored
 
 
+def _newest_intact(
+    steps: Iterable[int], restore: Callable[[int], TrainState], directory: Path
+) -> tuple[TrainState | None, dict[int, str]]:
+    """The state of the first of the `steps` that is intact, or None if there is no step.
+
+    With it a line for each step before that is damaged. Raises UserError if all are, and what `restore` raises.
+    """
+    damaged: dict[int, str] = {}
+    for step in steps:
+        try:
+            state = restore(step)
+        except DamagedCheckpointError as error:
+            damaged[step] = str(error)
+        else:
+            return state, {
+                each: f"{problem}; going back to checkpoint {step}" for each, problem in damaged.items()
+            }
+    if damaged:
+        advice = f"no checkpoint is intact: remove {directory} to start anew"
+        raise UserError("\n".join([*damaged.values(), advice]))
+    return None, {}
+
+
+def _arguments(items: dict[str, Any], meta: dict[str, Any]) -> ocp.args.Composite:
+    """What orbax takes to save a checkpoint."""
+    trees = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+    return ocp.args.Composite(**trees, meta=ocp.args.JsonSave(meta))
+
+
+def _not_saved(directory: Path, kept: list[int], error: Exception) -> UserError:
+    """The error that says that a save failed, and which steps are there."""
+    return UserError(
+        f"cannot save a checkpoint in {directory}: {first_reason(error)}; earlier checkpoints are intact "
+        f"(steps: {', '.join(map(str, kept)) or 'none'}): mend that, then run the same command again"
+    )
+
+
+def _finish_replacing(directory: Path) -> None:
+    """Remove each checkpoint whose replacement is complete, and put back the others."""
+    for old in list(directory.glob(f"*{REPLACED}")):
+        new = old.with_suffix("")
+        if new.exists():  # orbax gives it this name when it is complete
+            shutil.rmtree(old)
+        else:
+            old.rename(new)
+
+
+def _refuse_half_replaced(directory: Path) -> None:
+    """Raise UserError if only the old checkpoint of a step is complete while it is replaced."""
+    for old in directory.glob(f"*{REPLACED}"):
+        if not (new := old.with_suffix("")).exists():
+            raise UserError(
+                f"checkpoint {new.name} in {directory} is being replaced: wait a moment; if no training is under way "
+                f"there, rename {old} to {new.name}"
+            )
+
+
 class Checkpoints:
-    """The checkpoints of one run.
+    """The checkpoints of one run, whose `identity` they are saved with, and must have to be restored.
 
     A context manager that waits at its end for the save in the background. With `read_only` the folder is not changed,
-    so that a checkpoint can be evaluated while the run goes on. Raises UserError if `directory` is a file.
+    also while a run goes on. Raises UserError if `directory` is a file, or an accuracy in it cannot be read.
 
-    If the recorded accuracy of a checkpoint is damaged: with `read_only`, raises DamagedCheckpointError. Otherwise the
-    checkpoint no longer counts as the best, and `restore_latest` reports it.
+    If the accuracy of a checkpoint is damaged: with `read_only`, raises DamagedCheckpointError. Otherwise it is taken
+    from `recorded`, step to accuracy, or else no longer counts. `restore_latest` reports it.
     """
 
-    def __init__(self, directory: Path, *, read_only: bool = False):
+    def __init__(
+        self,
+        directory: Path,
+        identity: Identity | None = None,
+        *,
+        recorded: Mapping[int, float] | None = None,
+        read_only: bool = False,
+    ):
         if directory.exists() and not directory.is_dir():
             raise UserError(f"expected a folder of checkpoints, found a file: {directory}")
         require_plain(directory)
         self._directory = directory.absolute()  # with a relative path, orbax would fail at the first save
+        self._identity, self._read_only, self._damaged = identity or Identity(), read_only, list[int]()
+        (_refuse_half_replaced if read_only else _finish_replacing)(self._directory)
         # Orbax reads all accuracies when it opens the folder, and fails if it cannot read one.
-        self._set_aside = set_aside_accuracies(self._directory, read_only)
-        self._manager = ocp.CheckpointManager(
-            self._directory, options=_options(read_only), item_names=(*ITEMS, "meta")
-        )
+        self._mended = mend_accuracies(self._directory, recorded or {}, read_only)
+        self._manager = _open_manager(self._directory, read_only)
 
     def saved_steps(self) -> list[int]:
-        """The steps of the complete checkpoints, in ascending order."""
-        return sorted(self._manager.all_steps())
+        """The steps of the complete checkpoints that are not known to be damaged, in ascending order."""
+        return sorted(set(self._manager.all_steps()) - set(self._damaged))
+
+    def newest_step(self) -> int:
+        """The step of the newest checkpoint, damaged or not; 0 if there is none."""
+        return max(self._manager.all_steps(), default=0)
 
     def best_step(self) -> int | None:
         """The step of the most accurate checkpoint; None if none was evaluated."""
@@ -104,51 +204,52 @@ class Checkpoints:
     def save(self, state: TrainState, accuracy: float | None = None) -> None:
         """Save `state` in the background, with its `accuracy` (0 to 1) if it was evaluated.
 
-        It replaces a checkpoint of the same step, which was saved before the evaluation. Raises UserError if this save
-        cannot be started, or if the one before it failed.
+        It replaces a checkpoint of the same step, which was saved before the evaluation and stays until this one is
+        complete. Raises UserError if this save cannot be started, or if the one before it failed.
         """
         step = int(state.step)
         # As NumPy arrays: of a JAX array on several devices, orbax saves a slice from each. It compiles a program for
         # every shape and device, which takes seconds. Copied: with a view, the next train step could not reuse the
         # buffers.
         items = jax.tree.map(np.array, jax.device_get(state.items()))
-        meta = make_meta(items)
+        meta = make_meta(items, self._identity, step)
 
         def save() -> None:
-            # Wait for the save before this one: it may be of the same step. Orbax would wait for it, too.
-            self._manager.wait_until_finished()
+            self._wait()  # the save before this one may be of the same step; orbax would wait for it, too
+            while self._damaged:
+                self._manager.delete(self._damaged.pop())
             if step in self._manager.all_steps():  # orbax would keep the old one and return False
-                self._manager.delete(step)
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
-                    meta=ocp.args.JsonSave(meta),
-                ),
-                metrics=None if accuracy is None else accuracy_metrics(accuracy),
-            )
+                (self._directory / str(step)).rename(self._directory / f"{step}{REPLACED}")
+                self._manager.reload()
+            metrics = None if accuracy is None else accuracy_metrics(accuracy)
+            self._manager.save(step, args=_arguments(items, meta), metrics=metrics)
 
         self._reporting(save)
 
     def wait(self) -> None:
         """Wait for the save in the background. Raises UserError if it failed."""
-        self._reporting(self._manager.wait_until_finished)
+        self._reporting(self._wait)
+
+    def _wait(self) -> None:
+        self._manager.wait_until_finished()
+        if not self._read_only:
+            _finish_replacing(self._directory)
 
     def _reporting(self, action: Callable[[], None]) -> None:
         try:
             action()
         except Exception as error:  # one of many types; each means that nothing was saved
-            kept = ", ".join(map(str, self.saved_steps())) or "none"
-            raise UserError(
-                f"cannot save a checkpoint in {self._directory}: {first_reason(error)}; earlier checkpoints are intact "
-                f"(steps: {kept}): mend that, then run the same command again"
-            ) from error
+            with contextlib.suppress(OSError):  # the first error counts; else the next start does it
+                _finish_replacing(self._directory)
+                self._manager.reload()
+            raise _not_saved(self._directory, self.saved_steps(), error) from error
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
+            self.wait()
             self._reporting(self._manager.close)
         except UserError:
             if kind is None:  # else the first error is the one to report
@@ -158,37 +259,26 @@ class Checkpoints:
         """The state that was saved at `step`.
 
         `template` is a state with a jax.ShapeDtypeStruct that has a sharding in place of each array. Raises
-        DamagedCheckpointError if what is read is not what was saved, and UserError if it belongs to another network or
-        was written by a later version.
+        DamagedCheckpointError if what is read is not what was saved, and UserError if it cannot be read, is of another
+        run or network or was written by a later version.
         """
-        restored = _read(self._manager, step, template.items())
-        return TrainState.from_items(restored)
+        return TrainState.from_items(_read(self._manager, step, template.items(), self._identity))
 
     def restore_latest(self, template: TrainState, report: Callable[[str], None]) -> TrainState | None:
         """The newest intact state, or None if nothing was saved yet.
 
-        Newer checkpoints that are damaged are passed to `report`, a line for each, and deleted, so that training can
-        save their steps again. Raises UserError, and deletes nothing, if all are damaged or one that is intact belongs
-        to another network.
+        Newer checkpoints that are damaged are passed to `report`, a line for each. The next save deletes them. Raises
+        UserError if all are damaged, or one cannot be read or belongs to another run or network.
         """
-        for problem in self._set_aside:
+        for problem in self._mended:
             report(problem)
-        damaged: dict[int, str] = {}
-        for step in reversed(self.saved_steps()):
-            try:
-                state = self.restore(step, template)
-            except DamagedCheckpointError as error:
-                damaged[step] = str(error)
-                continue
-            for each, problem in damaged.items():
-                report(f"{problem}; going back to checkpoint {step}")
-                self._manager.delete(each)
-            return state
-        if damaged:
-            advice = f"no checkpoint is intact: remove {self._directory} to start anew"
-            raise UserError("\n".join([*damaged.values(), advice]))
-        return None
+        steps = reversed(self.saved_steps())
+        state, damaged = _newest_intact(steps, lambda step: self.restore(step, template), self._directory)
+        self._damaged = list(damaged)
+        for problem in damaged.values():
+            report(problem)
+        return state
 
     def restore_variables(self, step: int, template: Variables) -> Variables:
         """The weights that were saved at `step`. `template` and errors are as in `restore`."""
-        return _read(self._manager, step, {"weights": template})["weights"]
+        return _read(self._manager, step, {"weights": template}, self._identity)["weights"]

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from jaxresnet.errors import UserError
 from jaxresnet.machine.environment import Start
 from jaxresnet.plan import MAX_STEPS
 from jaxresnet.runs.files import (
@@ -28,6 +29,18 @@ SPLITS = ("train", "validation", "test")
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, le=MAX_STEPS)]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A run's identity, to which its checkpoints are bound.
+
+    `run` is a random id, the content of run.json; None in a folder that an earlier version made. `settings` are those
+    that stay the same when a run is resumed: dotted name to JSON value.
+    """
+
+    run: str | None = None
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -137,6 +150,15 @@ class EpochLog:
             for number, line in enumerate(self._lines(), 1)
         ]
 
+    def require(self, epochs: int) -> None:
+        """Raise UserError if a record of the first `epochs` epochs is missing."""
+        missing = sorted(set(range(1, epochs + 1)) - {record.epoch for record in self.read()})
+        if missing:
+            raise UserError(
+                f"{self._path}: expected a line for each of the {epochs} epochs that the run has finished, found none "
+                f"for {', '.join(map(str, missing))}: put the file back from a copy, or name another --workdir"
+            )
+
     def cut(self, step: int) -> None:
         """Drop the lines of epochs that ended after `step`."""
         if self._path.exists():
@@ -174,6 +196,24 @@ class StartLog:
             write_json(
                 self._path, [to_json(each) for each in (*earlier, dataclasses.replace(start, **values))]
             )
+
+
+@dataclass(frozen=True)
+class _RunRecord:
+    """A run's id, the content of run.json."""
+
+    id: str
+
+
+def read_run_id(path: Path) -> str | None:
+    """The id in a run.json; None if there is none. Raises UserError if the file holds something else."""
+    record = read_record(_RunRecord, path)
+    return record.id if record else None
+
+
+def write_run_id(path: Path, run: str) -> None:
+    """Write a run.json."""
+    write_json(path, to_json(_RunRecord(run)))
 
 
 def read_evaluation(path: Path) -> EvaluationRecord | None:

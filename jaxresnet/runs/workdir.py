@@ -1,23 +1,56 @@
 """The folder of one run: where its files are, which run it belongs to, and the lock against a second process."""
 
 import contextlib
+import json
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from jaxresnet.config.files import dump_config, load_config
-from jaxresnet.config.schema import Config, differing_settings
+from jaxresnet.config.schema import Config, differing_settings, setting_values
 from jaxresnet.data.info import DatasetInfo
 from jaxresnet.data.sources import open_source
 from jaxresnet.disk import kind_of, require
 from jaxresnet.errors import UserError
 from jaxresnet.plan import Plan, resolve
 from jaxresnet.runs.files import lock_folder, read_record, to_json, write_json, write_whole
-from jaxresnet.runs.records import EpochLog, EvaluationRecord, StartLog, read_evaluation
+from jaxresnet.runs.records import (
+    EpochLog,
+    EvaluationRecord,
+    Identity,
+    StartLog,
+    read_evaluation,
+    read_run_id,
+    write_run_id,
+)
 
 FREE_SETTINGS = ("epochs", "cpu_devices", "data.dir", "checkpoint.")
 """Settings, or beginnings of their names, that may change when a run is resumed: its length, where it runs, when it
 saves."""
+
+
+def _lasting(settings: dict[str, Any]) -> dict[str, Any]:
+    """Those settings that must not change when a run is resumed."""
+    return {name: value for name, value in settings.items() if not name.startswith(FREE_SETTINGS)}
+
+
+def _refuse_another_run(path: Path, saved: Plan, plan: Plan) -> None:
+    """Raise UserError (exit code 2) if the run in `path`, whose plan is `saved`, is another than one of `plan`."""
+    differing = _lasting(differing_settings(saved.config, plan.config))
+    if saved.info != plan.info and not differing:
+        raise UserError(
+            f"{path} holds a run of another data set: expected {saved.info}, found {plan.info}: "
+            "use its own data set or name another --workdir",
+            2,
+        )
+    if differing:
+        listed = "; ".join(f"{name} was {old!r}, is {new!r}" for name, (old, new) in differing.items())
+        raise UserError(
+            f"{path} holds a run of another configuration ({listed}): use its own or name another --workdir",
+            2,
+        )
 
 
 class Workdir:
@@ -31,6 +64,7 @@ class Workdir:
         self.starts = StartLog(path / "environment.json")
         self._config = path / "config.toml"
         self._dataset = path / "dataset.json"
+        self._run = path / "run.json"
         self._opened: os.stat_result | None = None
 
     def evaluation_path(self, checkpoint: str) -> Path:
@@ -60,7 +94,15 @@ class Workdir:
         """Raise UserError (exit code 2) if the folder holds another run than one of `plan`, or something else."""
         saved = self.config()
         if saved is not None:
-            _require_same_run(self.path, Plan(saved, self._info(saved)), plan)
+            _refuse_another_run(self.path, Plan(saved, self._info(saved)), plan)
+
+    def identity(self, config: Config) -> Identity:
+        """What binds the checkpoints of the run to it; `config` is its configuration.
+
+        Raises UserError if run.json holds something else.
+        """
+        settings = _lasting(setting_values(config))
+        return Identity(read_run_id(self._run), json.loads(json.dumps(settings)))
 
     def require_plan(self) -> Plan:
         """The plan of the run: its configuration and the facts of its data set. Raises UserError if there is no run."""
@@ -83,6 +125,8 @@ class Workdir:
     def open(self, plan: Plan) -> Iterator[None]:
         """Create the folder of a run of `plan`, or open it again, and lock it against other processes meanwhile.
 
+        The configuration of a run that is there already is not changed before `go_on`.
+
         Raises UserError if another process holds it, it belongs to another run, or a file cannot be written. The last
         also holds for an OSError from inside the block.
         """
@@ -91,7 +135,9 @@ class Workdir:
             with lock_folder(self.path):
                 self._opened = self.path.stat()
                 self.check(plan)  # again: another process may have come first
-                write_whole(self._config, dump_config(plan.config))
+                if self.config() is None:
+                    write_run_id(self._run, secrets.token_hex(8))
+                    write_whole(self._config, dump_config(plan.config))
                 write_json(self._dataset, to_json(plan.info))
                 yield
         except BrokenPipeError:  # not of a file: nobody reads the output any more
@@ -103,6 +149,11 @@ class Workdir:
                 "then run the same command again"
             ) from error
 
+    def go_on(self, config: Config, step: int) -> None:
+        """Have the run go on from `step` with `config`: drop the lines of epochs that ended later."""
+        self.epochs.cut(step)
+        write_whole(self._config, dump_config(config))  # last: it tells how far the lines may be ahead
+
     def evaluation(self) -> EvaluationRecord | None:
         """The evaluation in evaluation.json; None if there is none."""
         return read_evaluation(self.evaluation_path("latest"))
@@ -110,7 +161,7 @@ class Workdir:
     def finished(self, epochs: int) -> EvaluationRecord | None:
         """The evaluation of the last step, if the run has trained for `epochs` epochs; None otherwise.
 
-        Raises UserError (exit code 2) if the run has trained for more.
+        Raises UserError (exit code 2) if the run has trained for more, and UserError if it lacks an epoch's record.
         """
         evaluation, records = self.evaluation(), self.epochs.read()
         if records and records[-1].epoch > epochs:
@@ -120,7 +171,10 @@ class Workdir:
                 2,
             )
         trained = bool(records) and records[-1].epoch == epochs
-        return evaluation if trained and evaluation and evaluation.step == records[-1].step else None
+        if not (trained and evaluation and evaluation.step == records[-1].step):
+            return None
+        self.epochs.require(epochs)
+        return evaluation
 
 
 def _check_folders(workdir: Path) -> None:
@@ -144,31 +198,10 @@ def _check_folders(workdir: Path) -> None:
 def _require_room(workdir: Path) -> None:
     """Raise UserError (exit code 2) if a folder without a configuration holds something that no run has left there."""
     # A start that was killed early leaves a lock, and perhaps an incomplete configuration.
-    own = {"lock", "config.toml.tmp"}
+    own = {"lock", "run.json", "run.json.tmp", "config.toml.tmp"}
     if workdir.is_dir() and any(entry.name not in own for entry in workdir.iterdir()):
         raise UserError(
             f"{workdir} is neither empty nor a run (it has no config.toml): name another --workdir", 2
-        )
-
-
-def _require_same_run(workdir: Path, saved: Plan, plan: Plan) -> None:
-    """Raise UserError (exit code 2) if `plan` is not that of the run in `workdir`, `saved`, but for FREE_SETTINGS."""
-    differing = {
-        name: values
-        for name, values in differing_settings(saved.config, plan.config).items()
-        if not name.startswith(FREE_SETTINGS)
-    }
-    if saved.info != plan.info and not differing:
-        raise UserError(
-            f"{workdir} holds a run of another data set: expected {saved.info}, found {plan.info}: "
-            "use its own data set or name another --workdir",
-            2,
-        )
-    if differing:
-        listed = "; ".join(f"{name} was {old!r}, is {new!r}" for name, (old, new) in differing.items())
-        raise UserError(
-            f"{workdir} holds a run of another configuration ({listed}): use its own or name another --workdir",
-            2,
         )
 
 

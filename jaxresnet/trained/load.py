@@ -68,7 +68,7 @@ def load_run(workdir: Path | str, checkpoint: str = "latest", mesh: Mesh | None 
     if not folder.checkpoints.is_dir():
         raise missing
     template = state_template(make_learner(plan), replicated(mesh)).variables
-    with Checkpoints(folder.checkpoints, read_only=True) as checkpoints:
+    with Checkpoints(folder.checkpoints, folder.identity(plan.config), read_only=True) as checkpoints:
         saved = checkpoints.saved_steps()
         if not saved:
             raise missing

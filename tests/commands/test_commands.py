@@ -14,6 +14,7 @@ from jaxresnet.config.files import load_config
 from jaxresnet.config.schema import Config
 from jaxresnet.errors import UserError
 from jaxresnet.evaluate import as_text
+from jaxresnet.learning.state import ITEMS
 from jaxresnet.machine.devices import automatic_cpu_devices
 from jaxresnet.runs.records import EvaluationRecord
 from jaxresnet.train import chosen_cpu_devices, default_name, own_config
@@ -35,8 +36,9 @@ def uninterrupted(tiny_toml: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def contents(workdir: Path) -> tuple[Any, ...]:
     """All of a run's results that clock and machine have no part in."""
     newest = max((workdir / "checkpoints").iterdir(), key=lambda path: int(path.name))
-    checksums = (newest / "meta" / "metadata").read_text()
-    return timeless_records(workdir), (workdir / "evaluation.json").read_text(), newest.name, checksums
+    checksums = json.loads((newest / "meta" / "metadata").read_text())["checksums"]
+    state = {item: checksums[item] for item in ITEMS}
+    return timeless_records(workdir), (workdir / "evaluation.json").read_text(), newest.name, state
 
 
 def test_an_interrupted_and_killed_run_ends_bit_for_bit_like_an_uninterrupted_one(

@@ -8,7 +8,14 @@ from pathlib import Path
 
 from helpers import run_command
 
-from faults.reference import Finding, Reference, exit_code, newest_checkpoint, one_line
+from faults.reference import (
+    Finding,
+    Reference,
+    checkpoint_steps,
+    exit_code,
+    newest_checkpoint,
+    one_line,
+)
 
 Damage = Callable[[Path], object]
 
@@ -41,7 +48,10 @@ def damages(other: Path, chance: random.Random) -> dict[str, Damage]:
 
 
 def damaged_checkpoint(reference: Reference, place: Path) -> Iterator[Finding]:
-    """Evaluate refuses a damaged checkpoint, or is right; training goes back to the one before."""
+    """Evaluate refuses a damaged checkpoint, or is right; training goes back to the one before.
+
+    Training refuses one whose meta says that it is another run's.
+    """
     other = place / "another_run"
     reference.train(other, "--seed", "1")
     for name, damage in damages(other, random.Random(0)).items():
@@ -70,7 +80,11 @@ def evaluate_damaged(reference: Reference, workdir: Path) -> tuple[str, list[str
 def train_damaged(reference: Reference, workdir: Path) -> tuple[str, list[str]]:
     """What training did with a damaged checkpoint, and the problems."""
     (workdir / "evaluation.json").unlink(missing_ok=True)
+    before = checkpoint_steps(workdir)
     code, _, err = reference.train(workdir)
+    if "is of another run" in err:
+        problems = one_line(err, "is of another run") + exit_code(code, 1)
+        return "train refuses", problems + ["one is lost"] * (checkpoint_steps(workdir) != before)
     problems = reference.problems(workdir) + exit_code(code, 0)
     if err:
         problems += one_line(err, "going back to checkpoint")

@@ -52,7 +52,9 @@ def full_disk(reference: Reference, place: Path) -> Iterator[Finding]:
         problems = one_line(text["err"], "No space left on device")
         if text["code"].strip() != "1" or text["code2"].strip() != "0":
             problems.append(f"exit codes {text['code']}, {text['code2']}")
-        problems += one_line(f"{text['err2']}line\n", "line") + reference.problems(Path(f"{disk}.run"))
+        anew = "no checkpoint was complete when the run was stopped: starting anew\n"
+        problems += one_line(f"{text['err2'].removeprefix(anew)}line\n", "line")
+        problems += reference.problems(Path(f"{disk}.run"))
         resumed = [line for line in text["out2"].splitlines() if line.startswith("resuming")]
         yield Finding(
             f"a disk of {kilobytes} KiB, then space",

@@ -10,6 +10,7 @@ from helpers import TINY_SETTINGS, run_command, timeless_records
 
 from jaxresnet.config.files import dump_config
 from jaxresnet.config.schema import Config
+from jaxresnet.learning.state import ITEMS
 from jaxresnet.runs.workdir import Workdir
 
 SETTINGS: dict[str, Any] = {
@@ -77,7 +78,7 @@ def outcome(workdir: Path) -> dict[str, Any]:
     return {
         "metrics": timeless_records(workdir),
         "evaluation": Workdir(workdir).evaluation(),
-        "state": meta["checksums"],
+        "state": {item: meta["checksums"][item] for item in ITEMS},
     }
 
 

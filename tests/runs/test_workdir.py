@@ -17,7 +17,8 @@ from helpers import plan_of
 from jaxresnet.config.schema import Config
 from jaxresnet.errors import UserError
 from jaxresnet.plan import Plan, resolve
-from jaxresnet.runs.workdir import Workdir
+from jaxresnet.runs.records import Identity
+from jaxresnet.runs.workdir import FREE_SETTINGS, Workdir
 
 PLAN = plan_of()
 
@@ -61,6 +62,8 @@ def test_settings_that_may_change_on_resuming(tmp_path: Path):
     settings = {"epochs": 80, "cpu_devices": 1, "data.dir": "elsewhere", "checkpoint.every_epochs": 5}
     longer = plan_of(settings=settings)
     with run.open(longer):
+        assert run.config() == PLAN.config
+        run.go_on(longer.config, step=0)
         assert run.config() == longer.config
     with pytest.raises(UserError, match="seed was 0, is 1") as caught:
         run.check(plan_of(settings={"seed": 1}))
@@ -70,9 +73,30 @@ def test_settings_that_may_change_on_resuming(tmp_path: Path):
 
 def test_a_start_that_was_killed_early_is_no_obstacle(tmp_path: Path):
     (tmp_path / "lock").touch()
+    (tmp_path / "run.json").write_text('{"id": "0"}')
     (tmp_path / "config.toml.tmp").write_text("epo")
     with Workdir(tmp_path).open(PLAN):
         assert Workdir(tmp_path).config() == Config()
+
+
+def test_a_run_has_an_id_and_the_settings_that_stay(tmp_path: Path):
+    identities = []
+    for name, seed in (("one", 0), ("one", 0), ("other", 1)):
+        run, plan = Workdir(tmp_path / name), plan_of(settings={"seed": seed})
+        with run.open(plan):
+            identities.append(run.identity(plan.config))
+    one, again, other = identities
+    assert one == again
+    assert one.run != other.run
+    assert one.settings | {"seed": 1} == other.settings
+    assert one.settings["model.stage_blocks"] == [2, 4, 4, 1]
+    assert not any(name.startswith(FREE_SETTINGS) for name in one.settings)
+    (tmp_path / "one" / "run.json").unlink()  # earlier versions wrote none
+    with Workdir(tmp_path / "one").open(PLAN):
+        assert Workdir(tmp_path / "one").identity(PLAN.config) == Identity(None, one.settings)
+    (tmp_path / "other" / "run.json").write_text("{}")
+    with pytest.raises(UserError, match=r"run\.json: expected a run's id, found something else"):
+        Workdir(tmp_path / "other").identity(PLAN.config)
 
 
 def test_a_file_in_the_folders_place(tmp_path: Path):

@@ -9,7 +9,7 @@ import jinja2
 
 from jaxresnet.errors import UserError
 from jaxresnet.reporting.tables import as_markdown
-from jaxresnet.reporting.text import escape_markdown, fenced, printable
+from jaxresnet.reporting.text import escape_markdown, fenced, printable_lines
 from jaxresnet.runs.files import write_together
 
 Table = Sequence[Sequence[str]]
@@ -94,7 +94,7 @@ def to_html(page: Page) -> str:
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         finalize=lambda value: (
-            value if hasattr(value, "__html__") else printable(value)
+            value if hasattr(value, "__html__") else printable_lines(value)
         ),  # not a macro's HTML
         trim_blocks=True,
         lstrip_blocks=True,

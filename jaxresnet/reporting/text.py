@@ -2,20 +2,13 @@
 
 import re
 
+from jaxresnet.errors import printable
 from jaxresnet.trained.scores import wilson_interval
 
 
-def printable(text: str) -> str:
-    """The text with a replacement character for each one that cannot be written or seen; line breaks stay.
-
-    Those are control and format characters, and what stands for the bytes of a file name that is not UTF-8.
-
-    >>> printable("a\\x1b[31m\\udcff b\\n")
-    'a\ufffd[31m\ufffd b\\n'
-    """
-    if text.isprintable():
-        return text
-    return "".join(each if each.isprintable() or each == "\n" else "\ufffd" for each in text)
+def printable_lines(text: str) -> str:
+    """The text with `jaxresnet.errors.printable` applied to each of its lines."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def one_line(text: str, longest: int | None = None) -> str:
@@ -57,7 +50,7 @@ def fenced(text: str) -> str:
     """
     longest = max((len(run) for run in "".join(c if c == "`" else " " for c in text).split()), default=0)
     fence = "`" * max(3, longest + 1)
-    return f"{fence}\n{printable(text).rstrip()}\n{fence}"
+    return f"{fence}\n{printable_lines(text).rstrip()}\n{fence}"
 
 
 def interval_of(accuracy: float, examples: int) -> str:

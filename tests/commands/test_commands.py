@@ -201,10 +201,12 @@ def test_what_only_goes_on_with_a_run_needs_one(tmp_path: Path):
 
 
 def test_class_names_of_a_stranger_do_not_command_the_terminal():
-    record = EvaluationRecord("a\x07", 1, "test", None, 1, 0.5, 1.0, {"\x1b[2J": 1.0, "b": None}, [[1]])
+    record = EvaluationRecord(
+        "a\x07", 1, "test", None, 1, 0.5, 1.0, {"\x1b[2J": 1.0, "b": None}, [[1, 0], [0, 0]]
+    )
     assert as_text(record).splitlines() == [
         "checkpoint a\\x07 (step 1)",
-        "test accuracy 100.00%, loss 0.5000, 1 images",
+        "test accuracy 100.00% (95 % interval 20.65 to 100.00 %), loss 0.5000, 1 images",
         "  \\x1b[2J  100.00%",
         "  b              -",
     ]

@@ -7,7 +7,6 @@ import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -170,7 +169,7 @@ def test_a_report_is_not_written_through_a_link(tmp_path: Path, tiny_config: Con
     elsewhere.mkdir()
     (run / "config.toml").write_text(dump_config(tiny_config))
     (run / "report").symlink_to(elsewhere)
-    with pytest.raises(UserError, match="report: expected a folder for the report, found a link"):
+    with pytest.raises(UserError, match=r"expected a folder, found a link: \S+report$"):
         main(["--workdir", str(run), "--device", "cpu"])
     assert list(elsewhere.iterdir()) == []
 
@@ -235,10 +234,10 @@ def test_the_papers_column_stands_beside_cifar10(tmp_path: Path, monkeypatch: py
     assert "Not shown: cannot download CIFAR-10" in page.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("change", [{"confusion_matrix": [[1]]}, {"per_class_accuracy": {"other": 0.5}}])
-def test_an_evaluation_of_other_classes_is_refused(tmp_path: Path, tiny_plan: Plan, change: dict[str, Any]):
+def test_an_evaluation_of_other_classes_is_refused(tmp_path: Path, tiny_plan: Plan):
     made_up_run(tmp_path / "run", tiny_plan)
     path = tmp_path / "run" / "evaluation.json"
+    change = {"per_class_accuracy": {"other": 0.5}, "confusion_matrix": [[1]]}
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(UserError, match=r"evaluation.json: expected the run's 10 classes"):
         write_report(tmp_path / "run", tmp_path / "report")

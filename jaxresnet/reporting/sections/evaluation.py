@@ -77,12 +77,11 @@ def saved_evaluation(history: History) -> EvaluationRecord | None:
     saved, names = history.workdir.evaluation(), history.plan.info.class_names
     if saved is None:
         return None
-    lengths = {len(row) for row in [saved.confusion_matrix, *saved.confusion_matrix]}
-    if tuple(saved.per_class_accuracy) != names or lengths != {len(names)}:
+    if tuple(saved.per_class_accuracy) != names:
         path = history.workdir.evaluation_path("latest")
         raise UserError(
-            f"{path}: expected the run's {len(names)} classes in per_class_accuracy and confusion_matrix, found "
-            "others: remove it, or write it again with python -m jaxresnet.evaluate"
+            f"{path}: expected the run's {len(names)} classes, found others: remove it, or write it again with "
+            "python -m jaxresnet.evaluate"
         )
     return saved
 

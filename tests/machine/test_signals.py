@@ -29,6 +29,8 @@ with signals.StopSignal("stopping") as stop:
         send("SIGHUP")
         print(stop.requested)
     send(*sys.argv[2:])
+    for _ in range(100):  # a thread hears it, which may have to wait for a core
+        stop.requested or time.sleep(0.05)
     print(stop.number, flush=True)
     signals.REPEAT_SECONDS = 0.0
     send("SIGHUP")
@@ -37,6 +39,7 @@ with signals.StopSignal("stopping") as stop:
         threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGTERM]).start()
         hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
     send("SIGTERM")
+    time.sleep(5)
     print("not reached", flush=True)
 """
 

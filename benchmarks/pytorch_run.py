@@ -57,7 +57,7 @@ class PytorchRun:
         while self._step < end:
             batch = next(batches)
             for group in self._optimizer.param_groups:
-                group["lr"] = float(learning_rate(self._rates, self._step))
+                group["lr"] = float(learning_rate(self._plan, self._rates, self._step))
             labels = torch.tensor(batch.label).long()
             self._optimizer.zero_grad()
             logits = self._network(self._normalise(torch.tensor(batch.image)))

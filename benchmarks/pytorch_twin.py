@@ -3,6 +3,7 @@
 import torch  # pyright: ignore[reportMissingImports]
 from torch import Tensor, nn  # pyright: ignore[reportMissingImports]
 
+from jaxresnet.data.batches import mixes
 from jaxresnet.data.info import DatasetInfo
 from jaxresnet.plan import Plan
 
@@ -72,11 +73,20 @@ class Normalise(nn.Module):
 
 
 def make_optimizer(plan: Plan, network: nn.Module) -> torch.optim.SGD:
-    """PyTorch's SGD, whose weight decay is coupled."""
-    settings = plan.config.optimizer
+    """PyTorch's SGD, whose weight decay is coupled.
+
+    Raises ValueError for a part of a recipe that the twin does not have.
+    """
+    settings, config = plan.config.optimizer, plan.config
+    others = (settings.decayed != "all", settings.clip_norm, settings.ema_decay, config.label_smoothing)
+    if any(others) or mixes(config):
+        raise ValueError(
+            "expected a recipe of the paper's parts, found clipping, averages, mixing or soft labels"
+        )
     return torch.optim.SGD(
         network.parameters(),
         lr=settings.learning_rate,
         momentum=settings.momentum,
+        nesterov=settings.nesterov,
         weight_decay=settings.weight_decay,
     )

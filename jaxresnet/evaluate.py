@@ -11,6 +11,7 @@ if __name__ == "__main__":  # first, because the imports below take half a secon
     begin_command()
 
 import argparse
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +32,8 @@ def main(argv: Sequence[str]) -> None:
     args = make_parser().parse(argv)
     if args.weights and args.checkpoint:
         raise UserError("--checkpoint: expected with --workdir, found with --weights, which is one file", 2)
+    if args.weights and args.average:
+        raise UserError("--average: expected with --workdir, found with --weights, which is one network", 2)
     if args.workdir and args.config:
         raise UserError("--config: expected with --weights, found with --workdir, which has its own", 2)
     if args.batch_size is not None and args.batch_size < 1:
@@ -70,6 +73,18 @@ def make_parser() -> ArgumentParser:
     parser.add_argument(
         "--batch-size", type=int, metavar="INT", help="images per step; it does not change the result"
     )
+    parser.add_argument(
+        "--tta",
+        choices=["none", "flip", "six"],
+        default="none",
+        help="test-time augmentation, told beside the plain result. flip: the mean of an image's logits and of its "
+        "mirror image's. six: these, and both shifted by a pixel up and left, and down and right (default: none)",
+    )
+    parser.add_argument(
+        "--average",
+        action="store_true",
+        help="evaluate the average of the weights that the run keeps (optimizer.ema_decay)",
+    )
     add_data_argument(parser)
     add_device_argument(parser)
     return parser
@@ -97,8 +112,8 @@ def evaluate_command(args: argparse.Namespace, plan: Plan | None) -> None:
     use_compilation_cache()
     if args.workdir:
         checkpoint = args.checkpoint or "latest"
-        network = load_run(args.workdir, checkpoint, mesh)
-        output = args.output or Workdir(args.workdir).evaluation_path(checkpoint)
+        network = load_run(args.workdir, checkpoint, mesh, average=args.average)
+        output = args.output or Workdir(args.workdir).evaluation_path(checkpoint, average=args.average)
     else:
         network, output = load_weights_file(args.weights, mesh, plan), args.output
     source = reopen_source(network.config, args.data_dir)
@@ -107,7 +122,15 @@ def evaluate_command(args: argparse.Namespace, plan: Plan | None) -> None:
     with out_of_memory_told(batch_size, mesh):
         learner = make_learner(network.plan, convolution_for(mesh))
         metrics = evaluate_whole(learner, network.variables, split, batch_size, mesh)
-    record = evaluation_record(network.plan, metrics, network.checkpoint, network.step, network.selected_on)
+        record = evaluation_record(
+            network.plan, metrics, network.checkpoint, network.step, network.selected_on
+        )
+        record = dataclasses.replace(record, average=args.average)
+        if args.tta != "none":
+            of_views = evaluate_whole(learner, network.variables, split, batch_size, mesh, args.tta)
+            record = dataclasses.replace(
+                record, tta=args.tta, tta_loss=of_views.loss, tta_accuracy=of_views.accuracy
+            )
     print(as_text(record), flush=True)  # before what may go to the same place, such as /dev/stdout
     if output is not None:
         try:
@@ -126,10 +149,14 @@ def as_text(record: "EvaluationRecord") -> str:
     width = max(map(len, classes))
     step = "" if record.step is None else f" (step {record.step:,}{selection})"
     lines = [
-        f"checkpoint {printable(record.checkpoint)}{step}",
+        f"checkpoint {printable(record.checkpoint)}{step}{', average of the weights' if record.average else ''}",
         f"{record.split} accuracy {record.accuracy:.2%} ({interval_of(record.accuracy, record.examples)}), "
         f"loss {record.loss:.4f}, {record.examples:,} images",
     ]
+    if record.tta:
+        lines.append(
+            f"{record.split} accuracy with --tta {record.tta} {record.tta_accuracy:.2%}, loss {record.tta_loss:.4f}"
+        )
     lines += [
         f"  {name:{width}} {'-' if accuracy is None else f'{accuracy:.2%}':>8}"
         for name, accuracy in classes.items()

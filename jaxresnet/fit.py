@@ -6,11 +6,10 @@ import time
 from pathlib import Path
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from jaxresnet.config.schema import Config
-from jaxresnet.data.batches import Batch, train_batches
+from jaxresnet.data.batches import train_batches, zero_batch
 from jaxresnet.data.sources import open_source
 from jaxresnet.data.splits import Split, load_splits
 from jaxresnet.errors import UserError
@@ -95,14 +94,13 @@ def compile_steps(learner: Learner, template: TrainState, mesh: Mesh) -> Compile
     """
     began = time.monotonic()
     config, image_shape = learner.plan.config, learner.plan.info.image_shape
-    zeros = np.zeros((config.batch_size, *image_shape), np.uint8)
-    labels, mask = np.zeros(config.batch_size, np.int32), np.ones(config.batch_size, bool)
-    batch = shard_batch(mesh, Batch(zeros, labels, mask))
+    batch = shard_batch(mesh, zero_batch(config, image_shape))
     hyperparameters = jax.device_put(make_hyperparameters(learner.plan), replicated(mesh))
     train_step = jax.jit(make_train_step(learner), donate_argnums=1, out_shardings=replicated(mesh))
     compiled = train_step.lower(hyperparameters, template, batch).compile()
     check_memory(config.batch_size, mesh, compiled)
-    eval_step = jit_eval_step(learner, mesh).lower(template.variables, template.metrics, batch).compile()
+    plain = batch._replace(other=None, share=None)
+    eval_step = jit_eval_step(learner, mesh).lower(template.variables, template.metrics, plain).compile()
     train = functools.partial(compiled, hyperparameters)
     return CompiledSteps(train, eval_step, round(time.monotonic() - began, 1))
 

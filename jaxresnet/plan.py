@@ -38,8 +38,13 @@ class Plan:
 
     @property
     def schedule_steps(self) -> int:
-        """Number of steps until the learning-rate schedule ends."""
+        """Number of steps until the learning-rate schedule ends, its warm-up included."""
         return self.end_step(self.config.optimizer.schedule_epochs or self.config.epochs)
+
+    @property
+    def warmup_steps(self) -> int:
+        """Number of steps in which the learning rate rises, fewer than `schedule_steps`."""
+        return int(self.config.optimizer.warmup * self.schedule_steps)
 
     def with_config(self, config: Config) -> "Plan":
         """The plan of another configuration on the same data set. Raises what `resolve` raises."""
@@ -69,6 +74,10 @@ def _problems(plan: Plan) -> list[str]:
         problems.append(
             f"augment.crop_padding: expected less than the image size {size}, "
             f"found {config.augment.crop_padding}"
+        )
+    if config.augment.cutout > size:
+        problems.append(
+            f"augment.cutout: expected at most the image size {size}, found {config.augment.cutout}"
         )
     held_out, batch_size = config.data.validation_examples, config.batch_size
     if held_out >= info.train_examples:

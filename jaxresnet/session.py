@@ -42,6 +42,19 @@ class CompiledSteps(NamedTuple):
     seconds: float
 
 
+class Evaluated(NamedTuple):
+    """The sums over a split: of the weights, and of their average if the run keeps one."""
+
+    weights: Metrics
+    average: Metrics | None = None
+
+    def values(self, split: str) -> dict[str, float]:
+        """Losses and accuracies, as the fields of an EpochRecord."""
+        sums = {split: self.weights} | ({f"{split}_average": self.average} if self.average else {})
+        losses = {f"{name}_loss": metrics.loss for name, metrics in sums.items()}
+        return losses | {f"{name}_accuracy": metrics.accuracy for name, metrics in sums.items()}
+
+
 @dataclass(frozen=True)
 class Saving:
     """Saves a run's checkpoints, and ends it early: after a request to stop, or when a number is not finite."""
@@ -101,29 +114,26 @@ class Session:
 
     def run_epoch(
         self, epoch: int, state: TrainState, batches: Iterator[Batch]
-    ) -> tuple[TrainState, Metrics | None]:
+    ) -> tuple[TrainState, Evaluated | None]:
         """Train, evaluate, log and save an epoch (0 is the first). Returns the state and the evaluation or None.
 
         The line in metrics.jsonl is on disk before the checkpoint is. A crash in between leaves one line too many,
         which the next start removes. It never leaves one too few.
         """
-        config = self.learner.plan.config
+        plan, config = self.learner.plan, self.learner.plan.config
         state, seconds, images_per_second = self.train(epoch, state, batches)
         train = jax.device_get(state.metrics)
         self.saving.require_finite(epoch, train)
-        evaluation, evaluated = self.evaluate_epoch(epoch, state), {}
-        if evaluation:
-            split = config.evaluation.split
-            evaluated = {f"{split}_loss": evaluation.loss, f"{split}_accuracy": evaluation.accuracy}
+        evaluated = self.evaluate_epoch(epoch, state)
         record = EpochRecord(
             epoch=epoch + 1,
             step=int(state.step),
-            learning_rate=float(learning_rate(make_rates(self.learner.plan), int(state.step) - 1)),
+            learning_rate=float(learning_rate(plan, make_rates(plan), int(state.step) - 1)),
             train_loss=train.loss,
             train_accuracy=train.accuracy,
             seconds=seconds,
             images_per_second=images_per_second,
-            **evaluated,
+            **(evaluated.values(config.evaluation.split) if evaluated else {}),
         )
         self.saving.folder.require_in_place()
         self.saving.folder.epochs.append(record)
@@ -132,8 +142,8 @@ class Session:
         state = state.replace(metrics=empty)
         due = epoch + 1 == config.epochs or (epoch + 1) % config.checkpoint.every_epochs == 0
         if due or self.is_best(record):
-            self.saving.checkpoints.save(state, evaluation.accuracy if evaluation else None)
-        return state, evaluation
+            self.saving.checkpoints.save(state, evaluated.weights.accuracy if evaluated else None)
+        return state, evaluated
 
     def is_best(self, record: EpochRecord) -> bool:
         """Whether an epoch, whose record is written, was evaluated and is the best one so far."""
@@ -182,7 +192,7 @@ class Session:
         rate, left = plan.config.batch_size / seconds_per_step, (plan.total_steps - step) * seconds_per_step
         self.reporter.step(epoch + 1, step, metrics.loss, metrics.accuracy, rate, left)
 
-    def evaluate_epoch(self, epoch: int, state: TrainState) -> Metrics | None:
+    def evaluate_epoch(self, epoch: int, state: TrainState) -> Evaluated | None:
         """Evaluate after an epoch if that is due. Returns the sums, or None."""
         config, number = self.learner.plan.config, epoch + 1
         split = config.evaluation.split
@@ -191,30 +201,37 @@ class Session:
         self.reporter.evaluating(number)
         return self.evaluate(state, split, lambda: self.saving.save_and_stop(epoch, state))
 
-    def evaluate(self, state: TrainState, split: str, stopped: Callable[[], NoReturn]) -> Metrics:
+    def evaluate(self, state: TrainState, split: str, stopped: Callable[[], NoReturn]) -> Evaluated:
         """Sums over a split. Calls `stopped` if the run is asked to stop meanwhile.
 
-        Raises UserError if the loss is not finite.
+        Raises UserError if a loss is not finite.
         """
-        metrics = evaluate(
-            self.compiled.evaluate,
-            state.variables,
-            self.splits[split],
-            self.learner.plan.config.batch_size,
-            self.mesh,
-            stop=lambda: self.saving.stop.requested,
-        )
-        if metrics is None:
-            stopped()
-        if not math.isfinite(metrics.loss):
-            raise self.saving.not_finite(f"the loss on the {split} split after step {int(state.step):,}")
-        return metrics
+        batch_size, stop = self.learner.plan.config.batch_size, self.saving.stop
+        found = []
+        for variables in (state.variables, state.average):
+            if variables is None:
+                continue
+            metrics = evaluate(
+                self.compiled.evaluate,
+                variables,
+                self.splits[split],
+                batch_size,
+                self.mesh,
+                stop=lambda: stop.requested,
+            )
+            if metrics is None:
+                stopped()
+            if not math.isfinite(metrics.loss):
+                raise self.saving.not_finite(f"the loss on the {split} split after step {int(state.step):,}")
+            found.append(metrics)
+        return Evaluated(*found)
 
 
-def evaluate_end(session: Session, state: TrainState, last_evaluation: Metrics | None) -> EvaluationRecord:
+def evaluate_end(session: Session, state: TrainState, last: Evaluated | None) -> EvaluationRecord:
     """Evaluate the last step on the test split, and write evaluation.json. Returns its content.
 
-    If the last epoch was evaluated on the test split, that evaluation is used.
+    If the last epoch was evaluated on the test split, that evaluation, `last`, is used. That of the average, if there
+    is one, goes into a file of its own.
     """
 
     def stopped() -> NoReturn:
@@ -222,10 +239,13 @@ def evaluate_end(session: Session, state: TrainState, last_evaluation: Metrics |
             "interrupted before the last evaluation: all steps are saved; run the same command again"
         )
 
-    plan = session.learner.plan
-    metrics = last_evaluation if plan.config.evaluation.split == "test" else None
-    metrics = metrics or session.evaluate(state, "test", stopped)
-    record = evaluation_record(plan, metrics, "latest", int(state.step), selected_on=None)
-    session.saving.folder.require_in_place()
-    write_evaluation(session.saving.folder.evaluation_path("latest"), record)
+    plan, folder = session.learner.plan, session.saving.folder
+    evaluated = last if plan.config.evaluation.split == "test" else None
+    evaluated = evaluated or session.evaluate(state, "test", stopped)
+    record = evaluation_record(plan, evaluated.weights, "latest", int(state.step), selected_on=None)
+    folder.require_in_place()
+    if evaluated.average:
+        of_average = evaluation_record(plan, evaluated.average, "latest", int(state.step), selected_on=None)
+        write_evaluation(folder.evaluation_path("latest", average=True), of_average)
+    write_evaluation(folder.evaluation_path("latest"), record)
     return record

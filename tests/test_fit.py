@@ -29,13 +29,13 @@ from jaxresnet.trained import evaluation
 
 
 def test_a_run_leaves_what_is_promised(finished: Path, short_config: Config):
-    first, last = timeless_records(finished)
+    plan, (first, last) = plan_of(short_config), timeless_records(finished)
     assert (first["epoch"], first["step"], last["epoch"], last["step"]) == (1, 12, 2, 24)
     keys = {"epoch", "step", "learning_rate", "train_loss", "train_accuracy", "test_loss", "test_accuracy"}
     assert set(first) == keys
     clock = set(json.loads((finished / "metrics.jsonl").read_text().splitlines()[0])) - keys
     assert clock == {"seconds", "images_per_second"}
-    assert first["learning_rate"] == float(learning_rate(make_rates(plan_of(short_config)), 11))
+    assert first["learning_rate"] == float(learning_rate(plan, make_rates(plan), 11))
     assert all(math.isfinite(value) for record in (first, last) for value in record.values())
     assert 0 <= first["train_accuracy"] <= 1
 

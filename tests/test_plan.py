@@ -42,6 +42,7 @@ BAD_SETTINGS: list[tuple[dict[str, Any], str]] = [
         {"augment.crop_padding": 32},
         "augment.crop_padding: expected less than the image size 32, found 32",
     ),
+    ({"augment.cutout": 33}, "augment.cutout: expected at most the image size 32, found 33"),
 ]
 
 
@@ -67,7 +68,9 @@ def test_the_bounds_themselves_fit():
     assert plan_of(settings={"epochs": 5_497_558}).total_steps <= MAX_STEPS
     assert plan_of(settings={"batch_size": 50_000}).total_steps == 40
     assert plan_of(settings={"data.validation_examples": 49_872}).train_examples == 128
-    assert plan_of(settings={"augment.crop_padding": 31, "model.stage_strides": (1, 2, 4, 4)})
+    assert plan_of(
+        settings={"augment.crop_padding": 31, "augment.cutout": 32, "model.stage_strides": (1, 2, 4, 4)}
+    )
 
 
 def test_strides_divide_both_sides_of_an_image():

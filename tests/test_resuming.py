@@ -16,6 +16,8 @@ from helpers import at_step, mesh_of, plan_of, timeless_records
 from jaxresnet import fit as fit_module
 from jaxresnet import session
 from jaxresnet.config.schema import Config
+from jaxresnet.data.sources import open_source
+from jaxresnet.data.splits import load_split
 from jaxresnet.errors import Interrupted, UserError
 from jaxresnet.fit import check_records, fit
 from jaxresnet.learning.learner import make_learner
@@ -24,7 +26,10 @@ from jaxresnet.learning.state import TrainState, state_template
 from jaxresnet.machine.devices import replicated
 from jaxresnet.runs.checkpoint import Checkpoints
 from jaxresnet.runs.groups import read_histories
+from jaxresnet.runs.records import read_evaluation
 from jaxresnet.runs.workdir import Workdir
+from jaxresnet.trained.evaluation import evaluate_whole
+from jaxresnet.trained.load import load_run
 
 
 def final_state(workdir: Path, config: Config) -> TrainState:
@@ -86,6 +91,58 @@ def test_stopping_and_going_on_changes_no_bit(
     assert f"resuming at step {saved}" in capsys.readouterr().out
     assert_same_run(workdir, finished, short_config)
     assert_time_of_both_starts(workdir)
+
+
+EVERY_PART: dict[str, Any] = {
+    "label_smoothing": 0.1,
+    "model.dirac": True,
+    "augment.horizontal_flip": True,
+    "augment.alternating_flip": True,
+    "augment.padding": "reflect",
+    "augment.cutout": 8,
+    "augment.random_erasing": 0.5,
+    "augment.trivial_augment": True,
+    "augment.mixup": 0.2,
+    "augment.cutmix": 1.0,
+    "optimizer.nesterov": True,
+    "optimizer.decayed": "kernels",
+    "optimizer.clip_norm": 1.0,
+    "optimizer.schedule": "linear",
+    "optimizer.warmup": 0.25,
+    "optimizer.ema_decay": 0.9,
+}
+
+
+def test_a_run_with_every_part_of_a_recipe_goes_on_bit_for_bit(
+    tmp_path: Path, short_config: Config, monkeypatch: pytest.MonkeyPatch
+):
+    config, whole, workdir = short_config.replace(EVERY_PART), tmp_path / "whole", tmp_path / "run"
+    fit(config, whole)
+    with monkeypatch.context() as patch:
+        stop_during(patch, "train", 2)
+        with pytest.raises(Interrupted):
+            fit(config, workdir)
+    fit(config, workdir)
+    assert_same_run(workdir, whole, config)
+
+    state, record = final_state(workdir, config), Workdir(workdir).epochs.read()[-1]
+    assert state.average is not None
+    of_average = read_evaluation(Workdir(workdir).evaluation_path("latest", average=True))
+    assert of_average is not None
+    assert (of_average.accuracy, of_average.loss) == (record.test_average_accuracy, record.test_average_loss)
+    assert of_average.loss != record.test_loss
+    loaded = load_run(workdir, average=True, mesh=mesh_of(1))
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(loaded.variables), state.average)
+    split = load_split(open_source(config.data), "test")
+    again = evaluate_whole(make_learner(loaded.plan), loaded.variables, split, 120, mesh_of(1))
+    assert again.accuracy == of_average.accuracy
+    assert again.loss == pytest.approx(of_average.loss, rel=1e-5)
+
+
+def test_a_run_without_an_average_has_none_to_load(finished: Path):
+    assert not Workdir(finished).evaluation_path("latest", average=True).exists()
+    with pytest.raises(UserError, match="keeps no average of its weights"):
+        load_run(finished, average=True)
 
 
 def assert_time_of_both_starts(workdir: Path) -> None:
@@ -252,8 +309,8 @@ def test_the_best_epochs_checkpoint_is_kept_whenever_checkpoints_are_due(
             raise RuntimeError("killed")
         return at_step(state.replace(metrics=counts(5)), step), 1.0, 1.0
 
-    def evaluate(_: session.Session, state: TrainState, *__: Any) -> Metrics:
-        return counts(right[int(state.step)])
+    def evaluate(_: session.Session, state: TrainState, *__: Any) -> session.Evaluated:
+        return session.Evaluated(counts(right[int(state.step)]))
 
     monkeypatch.setattr(session.Session, "train", train)
     monkeypatch.setattr(session.Session, "evaluate", evaluate)

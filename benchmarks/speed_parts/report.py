@@ -23,7 +23,12 @@ CONVOLUTIONS = {
     "inputs": "gradient of the inputs",
     "kernel": "gradient of the kernel",
 }
-INPUT = {"pipeline": "", "images_per_second": "images/s"}
+INPUT = {
+    "pipeline": "",
+    "images_per_second": "images/s",
+    "ratio": "to the first",
+    "microseconds": "microseconds more for an image",
+}
 START = {
     "compilation_cache": "compilation cache",
     "seconds_to_first_step": "seconds to the first step",

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxresnet.data.batches import Batch
+from jaxresnet.data.batches import Batch, zero_batch
 from jaxresnet.plan import Plan
 
 Repeated = Callable[[int], None]
@@ -56,7 +56,7 @@ class Contender(NamedTuple):
 
 def random_batch(plan: Plan) -> Batch:
     """A batch of NumPy arrays, the same one each time."""
-    random, size = np.random.default_rng(0), plan.config.batch_size
-    images = random.integers(0, 256, (size, *plan.info.image_shape), np.uint8)
-    labels = random.integers(0, plan.info.classes, size).astype(np.int32)
-    return Batch(images, labels, np.ones(size, bool))
+    random, batch = np.random.default_rng(0), zero_batch(plan.config, plan.info.image_shape)
+    images = random.integers(0, 256, batch.image.shape, np.uint8)
+    labels = random.integers(0, plan.info.classes, batch.label.shape).astype(np.int32)
+    return batch._replace(image=images, label=labels)

@@ -52,6 +52,8 @@ class ModelConfig(_Section):
     """Probability of dropout in front of the average pooling; 0 switches it off."""
     initializer: Literal["pytorch", "he_normal"] = "pytorch"
     """pytorch: uniform within +-1/sqrt(fan_in), biases too. he_normal: normal with variance 2/fan_out, biases 0."""
+    dirac: bool = False
+    """Let the second convolution of every residual block begin as the identity: a Dirac kernel, and a bias of 0."""
 
 
 class DataConfig(_Section):
@@ -70,12 +72,43 @@ class AugmentConfig(_Section):
 
     horizontal_flip: bool = True
     """Mirror an image with probability 1/2."""
+    alternating_flip: bool = False
+    """Draw only once whether an image is mirrored, and mirror it in every other epoch from then on. Needs
+    horizontal_flip."""
     crop_padding: Count = 4
-    """Shift by up to this many pixels in each direction and fill with black; 0 switches it off."""
+    """Shift by up to this many pixels in each direction; 0 switches it off."""
+    padding: Literal["black", "reflect"] = "black"
+    """What a shift, rotation or shear moves into the image: black, or the image mirrored at its border."""
     rotation_degrees: Annotated[float, Field(ge=0, le=180)] = 15.0
     """Rotate by a uniform random angle between minus and plus this many degrees; 0 switches it off."""
     brightness: Annotated[float, Field(ge=0, le=1)] = 0.2
     """Multiply the pixel values by a uniform random factor between 1 - this and 1 + this; 0 switches it off."""
+    trivial_augment: bool = False
+    """Apply one random operation of TrivialAugment (wide) with a random strength."""
+    cutout: Count = 0
+    """Cover a square of this many pixels a side with grey, around a random position; 0 switches it off."""
+    random_erasing: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Probability of covering a random rectangle, 2 to 33 % of the image, with grey."""
+    mixup: Annotated[float, Field(ge=0, le=100)] = 0.0
+    """Mixup: the parameter of the beta distribution of the weights; 0 switches it off."""
+    cutmix: Annotated[float, Field(ge=0, le=100)] = 0.0
+    """CutMix: the parameter of the beta distribution of the areas; 0 switches it off. With mixup as well, each batch
+    has one of the two, with probability 1/2."""
+
+
+NO_AUGMENTATION: Mapping[str, Any] = {
+    "augment.horizontal_flip": False,
+    "augment.alternating_flip": False,
+    "augment.crop_padding": 0,
+    "augment.rotation_degrees": 0.0,
+    "augment.brightness": 0.0,
+    "augment.trivial_augment": False,
+    "augment.cutout": 0,
+    "augment.random_erasing": 0.0,
+    "augment.mixup": 0.0,
+    "augment.cutmix": 0.0,
+}
+"""The settings, by dotted name, that leave training images unchanged."""
 
 
 class OptimizerConfig(_Section):
@@ -84,15 +117,25 @@ class OptimizerConfig(_Section):
     learning_rate: Annotated[float, Field(gt=0, le=1e30)] = 0.05
     """Initial learning rate."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Decay of the momentum buffer per step (not Nesterov momentum)."""
+    """Decay of the momentum buffer per step."""
+    nesterov: bool = False
+    """Nesterov momentum, as in PyTorch: the step is gradient + momentum * buffer in place of the buffer."""
     weight_decay: Annotated[float, Field(ge=0, le=1e30)] = 1e-5
-    """Weight decay of all parameters, including biases and BatchNorm's."""
+    """Weight decay, of the parameters that `decayed` names."""
+    decayed: Literal["all", "kernels"] = "all"
+    """all: every parameter, including biases and BatchNorm's. kernels: those of the convolutions and the head."""
     decoupled: bool = True
     """True: theta -= lr * (buffer + decay * theta). False: decay * theta goes into the buffer, as in PyTorch's SGD."""
-    schedule: Literal["constant", "cosine"] = "cosine"
-    """cosine: falls at every step from learning_rate to 0, along half a cosine wave."""
+    clip_norm: Annotated[float, Field(ge=0, le=1e30)] = 0.0
+    """Scale the gradient down to this norm, over all parameters, if it is longer; 0 switches it off."""
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    """cosine: falls at every step from learning_rate to 0, along half a cosine wave. linear: along a straight line."""
     schedule_epochs: Count = 200
-    """Epochs until the cosine reaches 0, where it stays. 0: as many as the run has."""
+    """Epochs until the rate reaches 0, where it stays. 0: as many as the run has."""
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the schedule in which the rate first rises along a straight line to learning_rate."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay per step of an exponential moving average of the weights, which is evaluated too; 0: none is kept."""
 
 
 class EvaluationConfig(_Section):
@@ -126,6 +169,8 @@ class Config(_Section):
     """Arithmetic of the network. Parameters and BatchNorm statistics are always float32."""
     loss: Literal["cross_entropy", "mse"] = "cross_entropy"
     """cross_entropy, or mse: squared error of the class probabilities, averaged over the classes."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of each training target that is spread evenly over all classes."""
     cpu_devices: Annotated[int, Field(ge=0, le=256)] = 0
     """Number of virtual devices that a CPU is divided into; the batch is sharded over them. 0: the largest number
     that divides the batch and is at most the number of cores that the process may use. Ignored on a GPU."""
@@ -155,6 +200,8 @@ class Config(_Section):
             )
         if model.stem_kernel % 2 == 0:
             problems.append(f"model.stem_kernel: expected an odd number, found {model.stem_kernel}")
+        if self.augment.alternating_flip and not self.augment.horizontal_flip:
+            problems.append("augment.alternating_flip: needs augment.horizontal_flip = true, found false")
         if self.evaluation.split == "validation" and not self.data.validation_examples:
             problems.append('evaluation.split: "validation" needs data.validation_examples > 0, found 0')
         if problems:

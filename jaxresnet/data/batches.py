@@ -15,11 +15,28 @@ class Batch(NamedTuple):
     """A batch of examples, in NumPy arrays on the host or in JAX arrays on the devices.
 
     `image` uint8 [B, H, W, C]; `label` int32 [B]; `mask` bool [B], false for an example that only fills up the batch.
+    Where images are mixed in pairs, `other` int32 [B] is the label of the second image and `share` float32 [B], in
+    (0, 1], is the first one's part; elsewhere both are None.
     """
 
     image: Any
     label: Any
     mask: Any
+    other: Any = None
+    share: Any = None
+
+
+def mixes(config: Config) -> bool:
+    """Whether the training images are mixed in pairs, so that a training batch has `other` and `share`."""
+    return config.augment.mixup > 0 or config.augment.cutmix > 0
+
+
+def zero_batch(config: Config, image_shape: tuple[int, int, int]) -> Batch:
+    """A training batch of black images of class 0, in NumPy arrays: the shapes and dtypes that the train step gets."""
+    batch_size = config.batch_size
+    labels, mask = np.zeros(batch_size, np.int32), np.ones(batch_size, bool)
+    batch = Batch(np.zeros((batch_size, *image_shape), np.uint8), labels, mask)
+    return batch._replace(other=labels, share=np.ones(batch_size, np.float32)) if mixes(config) else batch
 
 
 def train_batches(config: Config, split: Split, start_step: int = 0) -> Iterator[Batch]:
@@ -30,21 +47,14 @@ def train_batches(config: Config, split: Split, start_step: int = 0) -> Iterator
     seed and the epoch, the augmentation on the seed and the step. A late start takes no longer than an early one.
     """
     tf = load_tensorflow()
-    from jaxresnet.data.augment import augment
-
     examples, batch_size = len(split.labels), config.batch_size
     # Two seeds, so that no epoch's random numbers are those of a step.
     order_seed, augment_seed = tf.unstack(
         tf.random.split(tf.constant([config.seed, 0], tf.int64), 2, alg="philox")
     )
-    images, labels = tf.constant(split.images), tf.constant(split.labels)
-
-    def batch(step: Any, indices: Any) -> tuple[Any, Any]:
-        seed = tf.random.fold_in(augment_seed, step, alg="philox")
-        return augment(config.augment, tf.gather(images, indices), seed), tf.gather(labels, indices)
-
     indices = _example_order(config, examples, order_seed, start_step)
     steps = tf.data.Dataset.range(start_step, config.epochs * examples // batch_size)
+    batch = _batch_function(config, split, augment_seed)
     batches = (
         tf.data.Dataset.zip(steps, indices)
         .map(batch, num_parallel_calls=os.cpu_count(), deterministic=True)
@@ -54,6 +64,34 @@ def train_batches(config: Config, split: Split, start_step: int = 0) -> Iterator
     options = tf.data.Options()
     options.autotune.enabled = False
     return _as_batches(batches.with_options(options), batch_size)
+
+
+def _batch_function(config: Config, split: Split, augment_seed: Any) -> Any:
+    """A function (step, indices int64 [B]) -> the fields of the batch of these examples, as TensorFlow's tensors."""
+    tf = load_tensorflow()
+    from jaxresnet.data.augment import augment
+    from jaxresnet.data.augment.basic import alternating_flips, draw_first_flips
+    from jaxresnet.data.augment.draws import MIXING, stream
+    from jaxresnet.data.augment.mixing import mix
+
+    images, labels = tf.constant(split.images), tf.constant(split.labels)
+    first_flips = None
+    if config.augment.alternating_flip:
+        # The same in every epoch and step: [seed, 0] leads to those that differ.
+        first_flips = draw_first_flips(len(split.labels), tf.constant([config.seed, 1], tf.int64))
+
+    def batch(step: Any, indices: Any) -> dict[str, Any]:
+        seed = tf.random.fold_in(augment_seed, step, alg="philox")
+        flip = None if first_flips is None else alternating_flips(first_flips, indices, step)
+        image = augment(config.augment, tf.gather(images, indices), seed, flip)
+        label = tf.gather(labels, indices)
+        if not mixes(config):
+            return {"image": image, "label": label}
+        image, share = mix(config.augment, image, stream(seed, MIXING))
+        return {"image": image, "label": label, "other": tf.roll(label, 1, axis=0), "share": share}
+
+    # Without AutoGraph, which takes a second to translate what has no control flow that depends on tensors.
+    return tf.autograph.experimental.do_not_convert(batch)
 
 
 def _example_order(config: Config, examples: int, order_seed: Any, start_step: int) -> Any:
@@ -80,8 +118,8 @@ def _example_order(config: Config, examples: int, order_seed: Any, start_step: i
 
 def _as_batches(dataset: Any, batch_size: int) -> Iterator[Batch]:
     mask = np.ones(batch_size, bool)
-    for image, label in dataset.as_numpy_iterator():
-        yield Batch(image, label, mask)
+    for fields in dataset.as_numpy_iterator():
+        yield Batch(mask=mask, **fields)
 
 
 def evaluation_batches(split: Split, batch_size: int) -> Iterator[Batch]:

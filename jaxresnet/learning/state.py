@@ -14,8 +14,13 @@ from jaxresnet.learning.optimizer import make_optimizer, make_rates
 Variables = dict[str, Any]
 """What a prediction needs: {"params": tree, "batch_stats": tree}, all leaves float32."""
 
-ITEMS = {"weights": ("params", "batch_stats"), "rest": ("opt_state", "step", "metrics", "average")}
-"""The items of a checkpoint and their fields of the state: what a prediction needs, and what only training needs."""
+ITEMS = {
+    "weights": ("params", "batch_stats"),
+    "average": ("average",),
+    "rest": ("opt_state", "step", "metrics"),
+}
+"""The items of a checkpoint and their fields of the state: what a prediction needs, which is the weights or their
+average, and what only training needs."""
 
 # Each random stream of a run is derived from the run's key and one of these numbers.
 _INIT, _DROPOUT = 0, 1
@@ -41,11 +46,12 @@ class TrainState(struct.PyTreeNode):
         return {"params": self.params, "batch_stats": self.batch_stats}
 
     def items(self) -> dict[str, dict[str, Any]]:
-        """The state divided into the items of ITEMS: item to field to value. Fields that are None are left out."""
-        return {
+        """The state divided into the items of ITEMS: item to field to value. What is None is left out."""
+        items = {
             item: {name: value for name in names if (value := getattr(self, name)) is not None}
             for item, names in ITEMS.items()
         }
+        return {item: fields for item, fields in items.items() if fields}
 
     @classmethod
     def from_items(cls, items: dict[str, dict[str, Any]]) -> "TrainState":
@@ -66,12 +72,16 @@ def make_init(learner: Learner) -> Callable[[jax.Array], TrainState]:
     def init(key: jax.Array) -> TrainState:
         images = jnp.zeros((1, *info.image_shape))
         variables = learner.model.init(jax.random.fold_in(key, _INIT), images, train=False)
+        averaged = learner.plan.config.optimizer.ema_decay > 0
         return TrainState(
             step=jnp.int32(0),
             params=variables["params"],
             batch_stats=variables["batch_stats"],
             opt_state=optimizer.init(variables["params"]),
             metrics=Metrics.empty(info.classes),
+            average={"params": variables["params"], "batch_stats": variables["batch_stats"]}
+            if averaged
+            else None,
         )
 
     return init

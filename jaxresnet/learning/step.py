@@ -4,7 +4,7 @@ They are not jitted here: the caller compiles them. They print nothing, and read
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import chex
 import jax
@@ -16,14 +16,20 @@ from jaxresnet.data.info import DatasetInfo
 from jaxresnet.learning.learner import Hyperparameters, Learner
 from jaxresnet.learning.losses import Loss
 from jaxresnet.learning.metrics import Metrics
-from jaxresnet.learning.optimizer import make_optimizer
+from jaxresnet.learning.optimizer import make_optimizer, moving_average
 from jaxresnet.learning.state import TrainState, Variables, dropout_key
-from jaxresnet.learning.targets import soft_targets
+from jaxresnet.learning.targets import soft_targets, train_targets
 from jaxresnet.network.resnet import ResNet
 
 TrainStep = Callable[[Hyperparameters, TrainState, Batch], tuple[TrainState, Metrics]]
 EvalStep = Callable[[Variables, Metrics, Batch], Metrics]
 Predict = Callable[[Variables, Any], jax.Array]
+
+Views = Literal["none", "flip", "six"]
+"""Kinds of test-time augmentation; `views_of` explains them."""
+
+VIEW_WEIGHTS: dict[str, tuple[float, ...]] = {"flip": (0.5, 0.5), "six": (0.25, 0.25, *[0.125] * 4)}
+"""The weights of the views of each kind. The unshifted ones count twice as much, as in arXiv:2404.00498."""
 
 
 def preprocess(info: DatasetInfo, images: Any) -> jax.Array:
@@ -62,7 +68,7 @@ def make_train_step(learner: Learner) -> TrainStep:
     ) -> tuple[TrainState, Metrics]:
         _check_batch(batch)
         images = preprocess(info, batch.image)
-        targets = soft_targets(batch.label, info.classes)
+        targets = train_targets(batch, info.classes, learner.plan.config.label_smoothing)
         dropout = dropout_key(hyperparameters.key, state.step)
 
         def mean_loss(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Any]]:
@@ -88,6 +94,9 @@ def make_train_step(learner: Learner) -> TrainStep:
         state = state.replace(
             step=step, params=params, batch_stats=batch_stats, opt_state=opt_state, metrics=metrics
         )
+        if state.average is not None:
+            average = moving_average(state.average, state.variables, hyperparameters.rates, step)
+            state = state.replace(average=average)
         return state, metrics
 
     return train_step
@@ -99,27 +108,49 @@ def _note_nonfinite(metrics: Metrics, finite: jax.Array, step: jax.Array) -> Met
     return metrics.replace(nonfinite_step=first)
 
 
-def make_predict(model: ResNet, info: DatasetInfo) -> Predict:
+def make_predict(model: ResNet, info: DatasetInfo, views: Views = "none") -> Predict:
     """A function (variables, uint8 images [B, H, W, C]) -> logits, float32 [B, classes].
 
-    It includes the normalisation, so that training, evaluation and every other use treat images alike. It is pure, so
-    that it can be jitted and exported. It raises what `preprocess` raises.
+    It includes the normalisation, so that training, evaluation and every other use treat images alike. With `views`,
+    the logits are the weighted mean of those of several views of each image. It is pure, so that it can be jitted and
+    exported. It raises what `preprocess` raises.
     """
 
     def predict(variables: Variables, images: Any) -> jax.Array:
-        logits = model.apply(variables, preprocess(info, images), train=False)
-        assert isinstance(logits, jax.Array)  # no collection is mutable
-        return logits
+        def logits_of(view: jax.Array) -> jax.Array:
+            logits = model.apply(variables, view, train=False)
+            assert isinstance(logits, jax.Array)  # no collection is mutable
+            return logits
+
+        images = preprocess(info, images)
+        if views == "none":
+            return logits_of(images)
+        # One after the other, so that the program holds the network once, and memory one view.
+        logits = jax.lax.map(logits_of, jnp.stack(views_of(images, views)))
+        return jnp.einsum("v,vbc->bc", jnp.asarray(VIEW_WEIGHTS[views]), logits)
 
     return predict
 
 
-def make_eval_step(model: ResNet, info: DatasetInfo, loss: Loss) -> EvalStep:
+def views_of(images: jax.Array, views: Views) -> list[jax.Array]:
+    """Views of images [B, H, W, C], each of the same shape, with the weights VIEW_WEIGHTS[views].
+
+    "flip": the image and its mirror image. "six": these, and both of them shifted by one pixel up and to the left, and
+    down and to the right, with the border reflected (Jordan 2024, arXiv:2404.00498).
+    """
+    shifted = []
+    if views == "six":
+        padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
+        shifted = [padded[:, 2:, 2:], padded[:, :-2, :-2]]
+    return [view for each in (images, *shifted) for view in (each, each[:, :, ::-1])]
+
+
+def make_eval_step(model: ResNet, info: DatasetInfo, loss: Loss, views: Views = "none") -> EvalStep:
     """A function (variables, sums so far, batch) -> sums with the batch added.
 
-    It checks the batch as `make_train_step`'s does.
+    It checks the batch as `make_train_step`'s does, and predicts as `make_predict`'s with these `views`.
     """
-    predict = make_predict(model, info)
+    predict = make_predict(model, info, views)
 
     def eval_step(variables: Variables, metrics: Metrics, batch: Batch) -> Metrics:
         _check_batch(batch)

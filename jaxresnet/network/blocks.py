@@ -43,23 +43,36 @@ def _initializers(name: str, fan_in: int) -> tuple[Initializer, Initializer]:
     return nn.initializers.variance_scaling(2.0, "fan_out", "normal"), nn.initializers.zeros_init()
 
 
+def _dirac_kernel(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    """The kernel [H, W, C, C] that leaves its input as it is: 1 at the centre from each channel to itself, else 0."""
+    height, width, inputs, outputs = shape
+    return jnp.zeros(shape, dtype).at[height // 2, width // 2].set(jnp.eye(inputs, outputs, dtype=dtype))
+
+
 @dataclass(frozen=True)
 class LayerFactory:
     """Makes the layers of one network. Its fields are the settings that all of them share."""
 
     conv_bias: bool
     initializer: str
+    dirac: bool
     dtype: Any
     precision: jax.lax.Precision
     convolution: Convolution | None = None
     """A replacement for `lax.conv_general_dilated`, or None."""
 
-    def conv(self, in_channels: int, features: int, kernel: int, stride: int, name: str) -> nn.Conv:
+    def conv(
+        self, in_channels: int, features: int, kernel: int, stride: int, name: str, *, identity: bool = False
+    ) -> nn.Conv:
         """A square convolution, padded by (kernel - 1) / 2 on every side as in PyTorch.
 
-        Flax's "SAME" would pad (0, 1) at a stride of 2, and so sample other pixels.
+        Flax's "SAME" would pad (0, 1) at a stride of 2, and so sample other pixels. With `identity` and the setting
+        `dirac`, it begins as the identity.
         """
-        kernel_init, bias_init = _initializers(self.initializer, in_channels * kernel**2)
+        if identity and self.dirac:
+            kernel_init, bias_init = _dirac_kernel, nn.initializers.zeros_init()
+        else:
+            kernel_init, bias_init = _initializers(self.initializer, in_channels * kernel**2)
         side = (kernel - 1) // 2
         return nn.Conv(
             features,
@@ -113,7 +126,7 @@ class ResidualBlock(nn.Module):
         channels = inputs.shape[-1]
         outputs = self.layers.conv(channels, self.features, 3, self.stride, "conv1")(inputs)
         outputs = nn.relu(self.layers.norm(train, "norm1")(outputs))
-        outputs = self.layers.conv(self.features, self.features, 3, 1, "conv2")(outputs)
+        outputs = self.layers.conv(self.features, self.features, 3, 1, "conv2", identity=True)(outputs)
         outputs = self.layers.norm(train, "norm2")(outputs)
         if self.stride != 1 or channels != self.features:
             inputs = self.layers.conv(channels, self.features, 1, self.stride, "shortcut_conv")(inputs)

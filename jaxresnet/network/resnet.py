@@ -53,7 +53,7 @@ def build_model(plan: Plan, convolution: Convolution | None = None) -> ResNet:
     model = plan.config.model
     dtype, precision = COMPUTE[plan.config.precision]
     return ResNet(
-        layers=LayerFactory(model.conv_bias, model.initializer, dtype, precision, convolution),
+        layers=LayerFactory(model.conv_bias, model.initializer, model.dirac, dtype, precision, convolution),
         stem_kernel=model.stem_kernel,
         stem_channels=model.stem_channels,
         stage_blocks=model.stage_blocks,

@@ -142,6 +142,8 @@ class Reporter:
         for split in SPLITS:
             if (loss := record.loss(split)) is not None:
                 parts.append(f"{split} loss {loss:.4f} accuracy {record.accuracy(split):.2%}")
+            if split != "train" and (average := record.accuracy(f"{split}_average")) is not None:
+                parts.append(f"of the average {average:.2%}")
         parts.append(f"rate {record.learning_rate:.4g}")
         parts.append(f"{record.images_per_second:,.0f} images/s")
         self.message("  ".join(parts))

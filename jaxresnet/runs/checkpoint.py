@@ -279,6 +279,9 @@ class Checkpoints:
             report(problem)
         return state
 
-    def restore_variables(self, step: int, template: Variables) -> Variables:
-        """The weights that were saved at `step`. `template` and errors are as in `restore`."""
+    def restore_variables(self, step: int, template: Variables, *, average: bool = False) -> Variables:
+        """The weights that were saved at `step`, or their average. `template` and errors are as in `restore`."""
+        if average:
+            items = _read(self._manager, step, {"average": {"average": template}}, self._identity)
+            return items["average"]["average"]
         return _read(self._manager, step, {"weights": template}, self._identity)["weights"]

@@ -48,8 +48,9 @@ class EpochRecord:
     """An epoch's record, a line of metrics.jsonl.
 
     `epoch` is counted from 1. `step` is the number of steps taken at its end. Losses are means over the examples,
-    accuracies are fractions; those of a split are None if it was not evaluated. `learning_rate` is that of the epoch's
-    last step. `seconds` and `images_per_second` do not include compilation and evaluation.
+    accuracies are fractions; those of a split are None if it was not evaluated. Those with "average" are of the average
+    of the weights, if the run keeps one. `learning_rate` is that of the epoch's last step. `seconds` and
+    `images_per_second` do not include compilation and evaluation.
     """
 
     epoch: Count
@@ -63,13 +64,20 @@ class EpochRecord:
     validation_accuracy: Fraction | None = None
     test_loss: Finite | None = None
     test_accuracy: Fraction | None = None
+    validation_average_loss: Finite | None = None
+    validation_average_accuracy: Fraction | None = None
+    test_average_loss: Finite | None = None
+    test_average_accuracy: Fraction | None = None
 
     def loss(self, split: str) -> float | None:
-        """The loss on the split "train", "validation" or "test"; None if it was not evaluated."""
+        """The loss on the split "train", "validation" or "test"; None if it was not evaluated.
+
+        "validation_average" and "test_average" name the loss of the average of the weights.
+        """
         return getattr(self, f"{split}_loss")
 
     def accuracy(self, split: str) -> float | None:
-        """The accuracy (0 to 1) on the split "train", "validation" or "test"; None if it was not evaluated."""
+        """The accuracy (0 to 1) on a split, which is named as for `loss`; None if it was not evaluated."""
         return getattr(self, f"{split}_accuracy")
 
     def as_json(self) -> dict[str, Any]:
@@ -85,8 +93,10 @@ class EvaluationRecord:
 
     `checkpoint` is "latest", "best", the number of a step or the name of a file. `step` is None for weights from a
     file. `selected_on` names the split that served to choose the checkpoint among others; None if none did. Accuracies
-    are fractions; that of a class without examples is None. The rows of the confusion matrix are true classes. Raises
-    ValueError if the matrix has another number of classes.
+    are fractions; that of a class without examples is None. The rows of the confusion matrix are true classes.
+    `average` says that the weights are the average that the run kept. If the images were also predicted with test-time
+    augmentation, `tta` is its kind, and `tta_loss` and `tta_accuracy` are its results; all others are of the plain
+    images. Raises ValueError if the matrix has another number of classes.
     """
 
     checkpoint: str
@@ -98,6 +108,10 @@ class EvaluationRecord:
     accuracy: Fraction
     per_class_accuracy: dict[str, Fraction | None]
     confusion_matrix: list[list[Count]]
+    average: bool = False
+    tta: str | None = None
+    tta_loss: Finite | None = None
+    tta_accuracy: Fraction | None = None
 
     def __post_init__(self) -> None:
         classes = len(self.per_class_accuracy)
@@ -227,4 +241,6 @@ def write_evaluation(path: Path, record: EvaluationRecord, *, named: bool = Fals
     Raises ValueError if a number is not finite, and OSError if the file cannot be written.
     """
     write = write_named if named else write_whole
-    write(path, json_text(dataclasses.asdict(record)))
+    fields = {field.name: field.default for field in dataclasses.fields(record)}
+    values = {name: value for name, value in dataclasses.asdict(record).items() if value != fields[name]}
+    write(path, json_text(values))

@@ -67,10 +67,13 @@ class Workdir:
         self._run = path / "run.json"
         self._opened: os.stat_result | None = None
 
-    def evaluation_path(self, checkpoint: str) -> Path:
-        """The file for the evaluation of a checkpoint: "latest", "best" or the number of a step."""
+    def evaluation_path(self, checkpoint: str, *, average: bool = False) -> Path:
+        """The file for the evaluation of a checkpoint: "latest", "best" or the number of a step.
+
+        With `average`, it is that of the average of the weights.
+        """
         suffix = "" if checkpoint == "latest" else f"_{checkpoint}"
-        return self.path / f"evaluation{suffix}.json"
+        return self.path / f"evaluation{suffix}{'_average' if average else ''}.json"
 
     def config(self) -> Config | None:
         """The run's configuration; None if there is no run yet.

@@ -13,16 +13,16 @@ from jaxresnet.errors import UserError
 from jaxresnet.learning.learner import Learner
 from jaxresnet.learning.metrics import Metrics
 from jaxresnet.learning.state import Variables
-from jaxresnet.learning.step import EvalStep, make_eval_step, make_predict
+from jaxresnet.learning.step import EvalStep, Views, make_eval_step, make_predict
 from jaxresnet.learning.targets import soft_targets
 from jaxresnet.machine.devices import replicated, shard_batch
 from jaxresnet.plan import Plan
 from jaxresnet.runs.records import EvaluationRecord
 
 
-def jit_eval_step(learner: Learner, mesh: Mesh) -> Any:
+def jit_eval_step(learner: Learner, mesh: Mesh, views: Views = "none") -> Any:
     """The jitted evaluation step: an EvalStep that returns the whole sums on every device of `mesh`."""
-    eval_step = make_eval_step(learner.model, learner.plan.info, learner.loss)
+    eval_step = make_eval_step(learner.model, learner.plan.info, learner.loss, views)
     return jax.jit(eval_step, out_shardings=replicated(mesh))
 
 
@@ -52,15 +52,19 @@ def evaluate(
 
 
 def evaluate_whole(
-    learner: Learner, variables: Variables, split: Split, batch_size: int, mesh: Mesh
+    learner: Learner,
+    variables: Variables,
+    split: Split,
+    batch_size: int,
+    mesh: Mesh,
+    views: Views = "none",
 ) -> Metrics:
     """Sums over every example of `split`, in batches of `fitting_batch_size(batch_size, split, mesh)`.
 
-    Raises UserError if the loss is not finite.
+    With `views`, the logits are means over several views of each image. Raises UserError if the loss is not finite.
     """
-    metrics = evaluate(
-        jit_eval_step(learner, mesh), variables, split, fitting_batch_size(batch_size, split, mesh), mesh
-    )
+    eval_step, fitting = jit_eval_step(learner, mesh, views), fitting_batch_size(batch_size, split, mesh)
+    metrics = evaluate(eval_step, variables, split, fitting, mesh)
     assert metrics is not None  # nothing stops it
     _require_finite(metrics.loss)
     return metrics

@@ -55,15 +55,20 @@ class TrainedNetwork:
         return make_predict(build_model(self.plan), self.info)
 
 
-def load_run(workdir: Path | str, checkpoint: str = "latest", mesh: Mesh | None = None) -> TrainedNetwork:
+def load_run(
+    workdir: Path | str, checkpoint: str = "latest", mesh: Mesh | None = None, *, average: bool = False
+) -> TrainedNetwork:
     """Load a checkpoint from the folder of a training run: "latest", "best" or the number of a step.
 
-    Its arrays are put on every device of `mesh`, by default all devices of this process. The folder is only read.
-    Raises UserError if the run or the checkpoint does not exist or is damaged.
+    With `average`, the weights are the average that the run keeps (`optimizer.ema_decay`). The arrays are put on every
+    device of `mesh`, by default all devices of this process. The folder is only read. Raises UserError if the run or
+    the checkpoint does not exist or is damaged, or the run keeps no average.
     """
     mesh = mesh or local_mesh()
     folder = Workdir(workdir)
     plan = folder.require_plan()
+    if average and not plan.config.optimizer.ema_decay:
+        raise UserError(f"the run in {workdir} keeps no average of its weights: optimizer.ema_decay is 0")
     missing = UserError(f"no checkpoint in {workdir} yet: it appears after the run's first epoch")
     if not folder.checkpoints.is_dir():
         raise missing
@@ -74,7 +79,7 @@ def load_run(workdir: Path | str, checkpoint: str = "latest", mesh: Mesh | None 
             raise missing
         step = _chosen_step(checkpoint, saved, checkpoints.best_step(), folder.path)
         try:
-            variables = checkpoints.restore_variables(step, template)
+            variables = checkpoints.restore_variables(step, template, average=average)
         except DamagedCheckpointError as error:
             others = ", ".join(str(other) for other in saved if other != step) or "none"
             raise UserError(f"{error}; other checkpoints to evaluate: {others}") from None

@@ -37,7 +37,7 @@ def contents(workdir: Path) -> tuple[Any, ...]:
     """All of a run's results that clock and machine have no part in."""
     newest = max((workdir / "checkpoints").iterdir(), key=lambda path: int(path.name))
     checksums = json.loads((newest / "meta" / "metadata").read_text())["checksums"]
-    state = {item: checksums[item] for item in ITEMS}
+    state = {item: checksums[item] for item in ITEMS if item in checksums}
     return timeless_records(workdir), (workdir / "evaluation.json").read_text(), newest.name, state
 
 

@@ -47,50 +47,69 @@ def numbers(
     return st.floats(low, high, allow_nan=False, exclude_min=exclude_min, exclude_max=exclude_max)
 
 
+FREE: dict[str, st.SearchStrategy] = {
+    "seed": st.integers(0, 2**31 - 1),
+    "epochs": st.integers(1, 40_000),
+    "precision": st.sampled_from(["float32", "tensorfloat32", "bfloat16"]),
+    "loss": st.sampled_from(["cross_entropy", "mse"]),
+    "label_smoothing": numbers(0, 1, exclude_max=True),
+    "cpu_devices": st.integers(0, 256),
+    "model.stem_kernel": st.integers(0, 31).map(lambda half: 2 * half + 1),
+    "model.stem_channels": st.integers(1, 65_536),
+    "model.conv_bias": st.booleans(),
+    "model.dropout_rate": numbers(0, 1, exclude_max=True),
+    "model.initializer": st.sampled_from(["pytorch", "he_normal"]),
+    "model.dirac": st.booleans(),
+    "data.name": st.sampled_from(["cifar10", "digits"]),
+    "data.dir": st.text(st.characters(codec="utf-8")),
+    "augment.horizontal_flip": st.booleans(),
+    "augment.crop_padding": st.integers(0, 31),
+    "augment.padding": st.sampled_from(["black", "reflect"]),
+    "augment.rotation_degrees": numbers(0, 180),
+    "augment.brightness": numbers(0, 1),
+    "augment.trivial_augment": st.booleans(),
+    "augment.cutout": st.integers(0, 32),
+    "augment.random_erasing": numbers(0, 1),
+    "augment.mixup": numbers(0, 100),
+    "augment.cutmix": numbers(0, 100),
+    "optimizer.learning_rate": numbers(0, 1e30, exclude_min=True),
+    "optimizer.momentum": numbers(0, 1, exclude_max=True),
+    "optimizer.nesterov": st.booleans(),
+    "optimizer.weight_decay": numbers(0, 1e30),
+    "optimizer.decayed": st.sampled_from(["all", "kernels"]),
+    "optimizer.decoupled": st.booleans(),
+    "optimizer.clip_norm": numbers(0, 1e30),
+    "optimizer.schedule": st.sampled_from(["constant", "cosine", "linear"]),
+    "optimizer.schedule_epochs": st.integers(0, 10**6),
+    "optimizer.warmup": numbers(0, 1, exclude_max=True),
+    "optimizer.ema_decay": numbers(0, 1, exclude_max=True),
+    "evaluation.every_epochs": st.integers(1, 10**9),
+    "checkpoint.every_epochs": st.integers(1, 10**9),
+    "checkpoint.every_minutes": numbers(0, 1e300),
+}
+"""Settings that may have any value, whatever the others are."""
+
+
 @st.composite
 def configurations(draw: st.DrawFn) -> Config:
     """Any valid configuration."""
-    stages = draw(st.integers(1, 5))
+    settings = draw(st.fixed_dictionaries(FREE))
+    stages, held_out = draw(st.integers(1, 5)), draw(st.integers(0, 1441))
 
     def each(values: st.SearchStrategy) -> tuple[int, ...]:
         return tuple(draw(st.lists(values, min_size=stages, max_size=stages)))
 
-    held_out = draw(st.integers(0, 1441))
+    split = st.sampled_from(["test", "none", *(["validation"] if held_out else [])])
     return Config().replace(
-        {
-            "seed": draw(st.integers(0, 2**31 - 1)),
-            "epochs": draw(st.integers(1, 10**6)),
+        settings
+        | {
             "batch_size": draw(st.integers(1, 1442 - held_out)),
-            "precision": draw(st.sampled_from(["float32", "tensorfloat32", "bfloat16"])),
-            "loss": draw(st.sampled_from(["cross_entropy", "mse"])),
-            "cpu_devices": draw(st.integers(0, 256)),
-            "model.stem_kernel": 2 * draw(st.integers(0, 31)) + 1,
-            "model.stem_channels": draw(st.integers(1, 65_536)),
             "model.stage_blocks": each(st.integers(1, 1000 // stages)),
             "model.stage_channels": each(st.integers(1, 65_536)),
             "model.stage_strides": each(st.sampled_from([1, 2])),
-            "model.conv_bias": draw(st.booleans()),
-            "model.dropout_rate": draw(numbers(0, 1, exclude_max=True)),
-            "model.initializer": draw(st.sampled_from(["pytorch", "he_normal"])),
-            "data.name": draw(st.sampled_from(["cifar10", "digits"])),
-            "data.dir": draw(st.text(st.characters(codec="utf-8"))),
             "data.validation_examples": held_out,
-            "augment.horizontal_flip": draw(st.booleans()),
-            "augment.crop_padding": draw(st.integers(0, 31)),
-            "augment.rotation_degrees": draw(numbers(0, 180)),
-            "augment.brightness": draw(numbers(0, 1)),
-            "optimizer.learning_rate": draw(numbers(0, 1e30, exclude_min=True)),
-            "optimizer.momentum": draw(numbers(0, 1, exclude_max=True)),
-            "optimizer.weight_decay": draw(numbers(0, 1e30)),
-            "optimizer.decoupled": draw(st.booleans()),
-            "optimizer.schedule": draw(st.sampled_from(["constant", "cosine"])),
-            "optimizer.schedule_epochs": draw(st.integers(0, 10**9)),
-            "evaluation.split": draw(
-                st.sampled_from(["test", "none", *(["validation"] if held_out else [])])
-            ),
-            "evaluation.every_epochs": draw(st.integers(1, 10**9)),
-            "checkpoint.every_epochs": draw(st.integers(1, 10**9)),
-            "checkpoint.every_minutes": draw(numbers(0, 1e300)),
+            "augment.alternating_flip": settings["augment.horizontal_flip"] and draw(st.booleans()),
+            "evaluation.split": draw(split),
         }
     )
 

@@ -4,7 +4,13 @@ from typing import Any
 
 import pytest
 
-from jaxresnet.config.schema import Config, differing_settings, setting_fields, setting_values
+from jaxresnet.config.schema import (
+    NO_AUGMENTATION,
+    Config,
+    differing_settings,
+    setting_fields,
+    setting_values,
+)
 from jaxresnet.errors import UserError
 
 
@@ -32,6 +38,14 @@ def test_replacing_settings_leaves_the_others():
     )
 
 
+def test_every_augmentation_can_be_switched_off_at_once():
+    names = {name for name in setting_fields() if name.startswith("augment.")}
+    assert names - set(NO_AUGMENTATION) == {"augment.padding"}
+    values = setting_values(Config().replace(NO_AUGMENTATION))
+    assert {name: value for name, value in values.items() if name in NO_AUGMENTATION} == NO_AUGMENTATION
+    assert not any(NO_AUGMENTATION.values())
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -48,6 +62,10 @@ def test_replacing_settings_leaves_the_others():
         ({"epochs": 0}, "epochs: expected greater than or equal to 1, found 0"),
         ({"model.stem_kernel": 4}, "model.stem_kernel: expected an odd number, found 4"),
         ({"model.stage_blocks": (1, 2)}, "expected equal lengths, found 2, 4 and 4"),
+        (
+            {"augment.alternating_flip": True, "augment.horizontal_flip": False},
+            "augment.alternating_flip: needs augment.horizontal_flip = true, found false",
+        ),
         ({"evaluation.split": "validation"}, "needs data.validation_examples > 0"),
     ],
 )

@@ -1,5 +1,6 @@
 """Batches as a pure function of seed and step."""
 
+import hashlib
 import time
 from itertools import islice
 from typing import Any
@@ -9,15 +10,20 @@ from helpers import plan_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxresnet.config.schema import Config
-from jaxresnet.data.batches import Batch, evaluation_batches, train_batches
-from jaxresnet.data.splits import Split
+from jaxresnet.config.schema import NO_AUGMENTATION, Config, DataConfig
+from jaxresnet.data.batches import Batch, evaluation_batches, train_batches, zero_batch
+from jaxresnet.data.sources import open_source
+from jaxresnet.data.splits import Split, load_split
 
-PLAIN: dict[str, Any] = {
-    "augment.horizontal_flip": False,
-    "augment.crop_padding": 0,
-    "augment.rotation_degrees": 0,
-    "augment.brightness": 0,
+EVERYTHING: dict[str, Any] = {
+    "augment.alternating_flip": True,
+    "augment.padding": "reflect",
+    "augment.crop_padding": 2,
+    "augment.trivial_augment": True,
+    "augment.cutout": 2,
+    "augment.random_erasing": 0.5,
+    "augment.mixup": 0.5,
+    "augment.cutmix": 1.0,
 }
 
 
@@ -34,7 +40,7 @@ def numbers(batch: Batch) -> list[int]:
 
 def config(**values: object) -> Config:
     """A configuration for the digits, whose training split has 1,442 examples, without augmentation."""
-    return Config().replace({"data.name": "digits"} | PLAIN | values)
+    return Config().replace({"data.name": "digits", **NO_AUGMENTATION, **values})
 
 
 def test_epochs_are_permutations_and_no_example_is_left_out():
@@ -70,7 +76,9 @@ def test_any_seed_batch_size_holdout_and_start_give_the_same_batches(data: st.Da
         }
     )
     run, split = plan.config, numbered(examples)
-    order = [number for batch in train_batches(run.replace(PLAIN), split) for number in numbers(batch)]
+    order = [
+        number for batch in train_batches(run.replace(NO_AUGMENTATION), split) for number in numbers(batch)
+    ]
     assert len(order) == plan.total_steps * run.batch_size
     for epoch in range(run.epochs):
         part = order[epoch * examples : (epoch + 1) * examples]
@@ -82,6 +90,75 @@ def test_any_seed_batch_size_holdout_and_start_give_the_same_batches(data: st.Da
     for expected, found in zip(from_zero, from_there, strict=True):
         np.testing.assert_array_equal(found.image, expected.image)
         np.testing.assert_array_equal(found.label, expected.label)
+
+
+def test_a_late_start_gives_the_same_batches_with_everything_on():
+    run, split = (
+        config(batch_size=120, epochs=3).replace({**EVERYTHING, "augment.horizontal_flip": True}),
+        numbered(500),
+    )
+    from_zero, from_there = (list(train_batches(run, split, start)) for start in (0, 5))
+    assert (len(from_zero), len(from_there)) == (12, 7)
+    for expected, found in zip(from_zero[5:], from_there, strict=True):
+        for one, other in zip(expected, found, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_the_papers_batches_are_those_of_the_first_version():
+    """To the bit: what a version adds, and is off, must not change them."""
+    run = Config().replace({"data.name": "digits", "seed": 3})
+    split = load_split(open_source(DataConfig(name="digits")), "train")
+    for step, digest in (
+        (0, "8c813b223eac573d004cc8b2065fb29070b69f56956be9da895684ac31386464"),
+        (11, "265656011e3983c5402767ded6c0e8d7a49e8c38bc71f944476ef9ebd8338d34"),
+    ):
+        batch = next(train_batches(run, split, step))
+        assert hashlib.sha256(batch.image.tobytes()).hexdigest() == digest
+        assert batch.label[:8].tolist() == {0: [9, 2, 7, 7, 7, 0, 2, 3], 11: [1, 6, 8, 8, 9, 7, 9, 7]}[step]
+        assert (batch.other, batch.share) == (None, None)
+
+
+def flips_by_example(run: Config) -> dict[int, list[bool]]:
+    """Whether each of 300 examples was mirrored in each of its epochs, by the example's number."""
+    images = np.zeros((300, 4, 4, 3), np.uint8)
+    images[:, 1, :, 0], images[:, 1, :, 1] = (np.arange(300) // 256)[:, None], (np.arange(300) % 256)[:, None]
+    images[:, 0, 0, 2] = 255  # on the left
+    mirrored: dict[int, list[bool]] = {}
+    for batch in train_batches(run, Split(images, np.zeros(300, np.int32))):
+        for image in batch.image.astype(int):
+            mirrored.setdefault(image[1, 0, 0] * 256 + image[1, 0, 1], []).append(image[0, 3, 2] == 255)
+    return mirrored
+
+
+def test_an_alternating_flip_mirrors_every_other_epoch():
+    settings = {"augment.horizontal_flip": True, "augment.alternating_flip": True}
+    mirrored = flips_by_example(config(batch_size=70, epochs=4, **settings))
+    assert all(
+        flips in ([a, not a, a, not a][: len(flips)] for a in (True, False)) for flips in mirrored.values()
+    )
+    assert sorted(len(flips) for flips in mirrored.values()) == [3] * 10 + [4] * 290
+    first = {number: flips[0] for number, flips in mirrored.items()}
+    assert 120 < sum(first.values()) < 180
+    other = flips_by_example(config(batch_size=75, epochs=1, seed=1, **settings))
+    assert 120 < sum(flips == [first[number]] for number, flips in other.items()) < 180
+
+
+def test_mixed_batches_name_the_partner_and_the_part():
+    """And an example batch has the shapes and dtypes of a real one."""
+    split, mixings = numbered(200), ({}, {"augment.mixup": 0.5}, {"augment.cutmix": 1.0})
+    plain, *mixed = (next(train_batches(config(batch_size=50, **mixing), split)) for mixing in mixings)
+    for batch in mixed:
+        np.testing.assert_array_equal(batch.label, plain.label)
+        np.testing.assert_array_equal(batch.other, np.roll(plain.label, 1))
+        assert batch.share.min() > 0
+        assert batch.share.max() <= 1
+        assert batch.share.std() > 0.05
+    for batch, mixing in zip((plain, *mixed), mixings, strict=True):
+        example = zero_batch(config(batch_size=50, **mixing), (4, 4, 3))
+        for name, field in example._asdict().items():
+            real = getattr(batch, name)
+            assert (field is None) == (real is None) == (name in ("other", "share") and not mixing)
+            assert field is None or (field.shape, field.dtype) == (real.shape, real.dtype), name
 
 
 def test_seeds_give_other_orders_and_other_augmentation():

@@ -18,7 +18,15 @@ from jaxresnet.learning.learner import Learner, make_hyperparameters, make_learn
 from jaxresnet.learning.losses import mse
 from jaxresnet.learning.metrics import Metrics
 from jaxresnet.learning.state import TrainState, state_template
-from jaxresnet.learning.step import make_eval_step, make_predict, make_train_step, preprocess
+from jaxresnet.learning.step import (
+    VIEW_WEIGHTS,
+    Views,
+    make_eval_step,
+    make_predict,
+    make_train_step,
+    preprocess,
+    views_of,
+)
 from jaxresnet.machine.devices import replicated, shard_batch
 
 
@@ -201,6 +209,61 @@ def test_the_first_step_that_is_not_finite_is_noted(tiny_learner: Learner, digit
     for _ in range(3):
         state, metrics = step(state, batch)
     assert int(metrics.nonfinite_step) == 2
+
+
+def test_the_step_learns_from_mixed_and_smooth_targets_and_averages_the_weights(
+    tiny_config: Config, digits: Split
+):
+    """Its loss is that of the targets by hand; the accuracy still counts the first image's label."""
+    settings = {"label_smoothing": 0.1, "model.dropout_rate": 0.0, "optimizer.ema_decay": 0.9}
+    learner, plain = make_learner(plan_of(tiny_config, settings)), batch_of(digits)
+    share = np.linspace(0.2, 1, 8, dtype=np.float32)
+    batch = plain._replace(other=np.roll(plain.label, 1), share=share)
+    step, init = jitted_train_step(learner), initial_state(learner)
+    jax.tree.map(np.testing.assert_array_equal, init.average, init.variables)
+    state, metrics = step(init, batch)
+
+    logits: Any = learner.model.apply(
+        init.variables, preprocess(learner.plan.info, batch.image), train=True, mutable=["batch_stats"]
+    )[0]
+    targets = share[:, None] * np.eye(10)[plain.label] + (1 - share[:, None]) * np.eye(10)[batch.other]
+    expected = -((0.9 * targets + 0.01) * np.asarray(jax.nn.log_softmax(logits))).sum(1)
+    assert metrics.loss == pytest.approx(expected.mean(), rel=1e-5)
+    assert metrics.accuracy == (np.asarray(logits).argmax(1) == plain.label).mean()
+
+    average = init.variables
+    for k in (1, 2):
+        average = jax.tree.map(
+            lambda old, new, d=(1 + k) / (10 + k): d * old + (1 - d) * new, average, state.variables
+        )
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), state.average, average
+        )
+        state, _ = step(state, batch)
+
+
+def test_views_are_mirrors_and_shifts():
+    images = np.random.default_rng(0).normal(size=(2, 4, 5, 3)).astype(np.float32)
+    own, mirror = views_of(jnp.asarray(images), "flip")
+    np.testing.assert_array_equal(own, images)
+    np.testing.assert_array_equal(mirror, images[:, :, ::-1])
+    six = views_of(jnp.asarray(images), "six")
+    assert len(six) == 6
+    np.testing.assert_array_equal(six[2][:, :-1, :-1], images[:, 1:, 1:])  # up and to the left
+    np.testing.assert_array_equal(six[2][:, -1, :-1], images[:, -2, 1:])  # its border is reflected
+    np.testing.assert_array_equal(six[4][:, 1:, 1:], images[:, :-1, :-1])
+    np.testing.assert_array_equal(six[5], np.asarray(six[4])[:, :, ::-1])
+    assert {kind: sum(weights) for kind, weights in VIEW_WEIGHTS.items()} == {"flip": 1, "six": 1}
+
+
+@pytest.mark.parametrize("views", ["flip", "six"])
+def test_logits_of_views_are_their_weighted_mean(tiny_learner: Learner, digits: Split, views: Views):
+    model, info, images = tiny_learner.model, tiny_learner.plan.info, batch_of(digits).image
+    variables = initial_state(tiny_learner).variables
+    found = jax.jit(make_predict(model, info, views))(variables, images)
+    each = [model.apply(variables, view, train=False) for view in views_of(preprocess(info, images), views)]
+    expected = sum(w * np.asarray(logits) for w, logits in zip(VIEW_WEIGHTS[views], each, strict=True))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_evaluation_predicts_with_the_running_statistics(tiny_learner: Learner, digits: Split):

@@ -20,7 +20,7 @@ from jaxresnet.network.describe import describe
 from jaxresnet.network.resnet import build_model
 from jaxresnet.plan import Plan
 
-LAYERS = LayerFactory(True, "pytorch", jnp.float32, jax.lax.Precision.HIGHEST)
+LAYERS = LayerFactory(True, "pytorch", False, jnp.float32, jax.lax.Precision.HIGHEST)
 
 
 def init(module: nn.Module, *inputs: jax.Array, **options: Any) -> Any:
@@ -184,6 +184,21 @@ def test_he_normal_initialisation():
     kernel = np.asarray(params["stage0_block0"]["conv1"]["kernel"])
     assert abs(kernel.std() / (2 / (64 * 9)) ** 0.5 - 1) < 0.02
     assert not np.any(params["stem_conv"]["bias"])
+
+
+def test_a_dirac_block_begins_as_its_first_convolution():
+    """The second convolution passes everything through, so that it is as if it were not there."""
+    plain, dirac = (
+        initial_state(make_learner(plan_of(settings=ONE_STAGE | {"model.dirac": dirac}))).params
+        for dirac in (False, True)
+    )
+    block = dirac["stage0_block0"]
+    images = np.random.default_rng(0).normal(size=(2, 5, 5, 64)).astype(np.float32)
+    conv = LAYERS.conv(64, 64, 3, 1, "conv2")
+    np.testing.assert_array_equal(conv.apply({"params": block["conv2"]}, images), images)
+    for module in ("stem_conv", "head"):
+        jax.tree.map(np.testing.assert_array_equal, dirac[module], plain[module])
+    np.testing.assert_array_equal(block["conv1"]["kernel"], plain["stage0_block0"]["conv1"]["kernel"])
 
 
 @pytest.mark.parametrize("precision", ["float32", "tensorfloat32", "bfloat16"])

@@ -17,6 +17,13 @@ def curves_section(groups: Sequence[RunGroup]) -> Section:
         return Section("Curves", "No epoch is finished yet.")
     evaluated = dict.fromkeys(history.split for history in histories if history.split)
     names = {"train": "training"} | {split: split for split in evaluated}
+    if len(groups) == 1:  # of several groups, each has one colour for all of its curves
+        averages = [f"{split}_average" for split in evaluated]
+        names |= {
+            name: name.replace("_average", ", average of the weights")
+            for name in averages
+            if any(record.accuracy(name) is not None for history in histories for record in history.epochs)
+        }
     papers = min(
         like_figure(history.plan, "Figures 4 and 5") for history in histories
     )  # of all runs or of none

@@ -2,6 +2,7 @@
 
 import itertools
 
+from jaxresnet.config.schema import NO_AUGMENTATION
 from jaxresnet.data.batches import train_batches
 from jaxresnet.data.sources import reopen_source
 from jaxresnet.data.splits import Split, load_split
@@ -19,14 +20,6 @@ EXAMPLES = 16
 LONGEST_CLASS_NAME = 12
 """Longest name of a class above an image, in characters; of a longer one the middle is left out."""
 
-UNCHANGED = {
-    "augment.horizontal_flip": False,
-    "augment.crop_padding": 0,
-    "augment.rotation_degrees": 0.0,
-    "augment.brightness": 0.0,
-}
-"""The settings that leave training images unchanged."""
-
 
 def images_section(plan: Plan, data_dir: str = "") -> Section:
     """The first training images, unchanged and as the first step gets them."""
@@ -40,7 +33,7 @@ def images_section(plan: Plan, data_dir: str = "") -> Section:
         return Section(title, note, remark=f"Not shown: {error}")
     pictures = [
         first_images(
-            "training_images.png", "As they are", plan.with_config(config.replace(UNCHANGED)), split
+            "training_images.png", "As they are", plan.with_config(config.replace(NO_AUGMENTATION)), split
         ),
         first_images("augmented_images.png", "Augmented", plan, split),
     ]

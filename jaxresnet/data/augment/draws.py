@@ -1,0 +1,31 @@
+"""Random numbers as functions of a seed, and the shapes that they are drawn for."""
+
+from typing import cast
+
+import tensorflow as tf
+
+TRIVIAL, CUTOUT, ERASING, MIXING = range(1, 5)
+"""The streams of random numbers of each step, one for each kind. The basic kinds draw from the step's seed itself."""
+
+
+def stream(seed: tf.Tensor, kind: int) -> tf.Tensor:
+    """The seed of one of the streams above in the step with this seed; both are int tensors of shape [2]."""
+    return cast(tf.Tensor, tf.random.fold_in(seed, kind, alg="philox"))
+
+
+def uniforms(count: int, batch_size: int, seed: tf.Tensor) -> list[tf.Tensor]:
+    """`count` independent tensors of uniform numbers from 0 up to and without 1, each float32 [batch_size].
+
+    They are one draw: TensorFlow makes a seed into a stream by 20 small operations, which cost more than the numbers.
+    """
+    return tf.unstack(tf.random.stateless_uniform([count, batch_size], seed, alg="philox"))
+
+
+def whole(uniform: tf.Tensor, limit: int | tf.Tensor) -> tf.Tensor:
+    """Uniform numbers from 0 up to and without 1 as int32, uniform from 0 up to and without `limit`."""
+    return tf.cast(uniform * tf.cast(limit, tf.float32), tf.int32)
+
+
+def shape_of(images: tf.Tensor) -> list[int]:
+    """The shape of a batch, as numbers. It is known also while TensorFlow only builds a graph."""
+    return cast(list[int], images.shape.as_list())

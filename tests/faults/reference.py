@@ -78,7 +78,7 @@ def outcome(workdir: Path) -> dict[str, Any]:
     return {
         "metrics": timeless_records(workdir),
         "evaluation": Workdir(workdir).evaluation(),
-        "state": {item: meta["checksums"][item] for item in ITEMS},
+        "state": {item: meta["checksums"][item] for item in ITEMS if item in meta["checksums"]},
     }
 
 

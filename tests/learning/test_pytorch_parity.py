@@ -78,7 +78,7 @@ def batches() -> list[Batch]:
     split = load_split(open_source(plan.config.data), "test")
     few = type(split)(np.tile(split.images, (5, 1, 1, 1)), np.tile(split.labels, 5))
     stream = train_batches(plan.config, few)
-    return [Batch(*(np.array(array) for array in next(stream))) for _ in range(STEPS)]
+    return [jax.tree.map(np.array, next(stream)) for _ in range(STEPS)]
 
 
 @pytest.fixture
@@ -233,7 +233,7 @@ def test_one_batch_of_the_whole_network_in_float32(
 ):
     """As near to float64 as PyTorch's float32 is, within a factor for another order of summation."""
     plan = load(name)
-    state, batch = initial(plan), Batch(*(array[:4] for array in batches[0]))
+    state, batch = initial(plan), jax.tree.map(lambda array: array[:4], batches[0])
     found = forward_backward(learner_of(plan, large, monkeypatch), state, batch)
     reference = torch_forward_backward(plan, state, batch, torch.float64)
     torch32 = torch_forward_backward(plan, state, batch, torch.float32)

@@ -1,0 +1,86 @@
+"""Pictures in files, of any format, size and mode that Pillow reads, as a network's uint8 images."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from jaxresnet.disk import open_file
+from jaxresnet.errors import UserError
+
+Fit = Literal["crop", "squash"]
+"""How a picture of other proportions becomes an image. crop: its largest centred part of the right proportions.
+squash: the whole picture, with its sides scaled differently."""
+
+_DRAFT = 4
+"""A JPEG is decoded at an eighth, a quarter or half of its size, if that leaves this many pixels for each of the
+image's along a side. Decoding is then several times as fast."""
+
+_MOST_16_BITS = 65_535
+
+
+def is_picture(path: Path) -> bool:
+    """Whether the name of a file has a suffix of a format that Pillow reads, such as .png, and is not hidden."""
+    return not path.name.startswith(".") and path.suffix.lower() in Image.registered_extensions()
+
+
+def find_pictures(folder: Path) -> list[Path]:
+    """The files in `folder`, and in the folders below it, that `is_picture` holds for, sorted by path.
+
+    Links to files are followed, and links to folders are not. Hidden folders are left out.
+    """
+
+    def walk() -> Iterator[Path]:
+        for place, folders, files in os.walk(folder):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            yield from (Path(place, name) for name in files)
+
+    return sorted(filter(is_picture, walk()))
+
+
+def read_picture(path: Path, image_shape: tuple[int, int, int], fit: Fit = "crop") -> np.ndarray:
+    """The picture in a file as an image, uint8 [H, W, C] of `image_shape`; C is 1 (grey) or 3 (RGB).
+
+    It is turned as its EXIF data says, and resized with an antialiasing filter (bicubic). What is transparent is put on
+    white. 16 bits are scaled to 8. Palettes and other colour spaces are converted without their profiles. Of several
+    frames or pages the first one is taken. It can be called in several threads at once.
+
+    Raises UserError, which begins with the path, if the file cannot be read or holds no picture that can be used.
+    """
+    height, width, channels = image_shape
+    try:
+        with os.fdopen(open_file(path, os.O_RDONLY, follow=True), "rb") as file, Image.open(file) as picture:
+            side = _DRAFT * max(height, width)
+            picture.draft(None, (side, side))
+            plain = _plain(ImageOps.exif_transpose(picture)).convert("RGB" if channels == 3 else "L")
+    except Image.UnidentifiedImageError:
+        content = "an empty file" if path.stat().st_size == 0 else "another file"
+        raise UserError(
+            f"{path}: expected a picture in a format that Pillow reads, found {content}"
+        ) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UserError(f"{path}: expected a picture of a usual size: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the picture: {error.strerror or error}") from None
+    except (SyntaxError, ValueError, EOFError) as error:  # Pillow's plugins raise these for damaged files
+        raise UserError(f"{path}: cannot read the picture: {error}") from None
+    size, bicubic = (width, height), Image.Resampling.BICUBIC
+    image = ImageOps.fit(plain, size, bicubic) if fit == "crop" else plain.resize(size, bicubic)
+    return np.asarray(image).reshape(image_shape)
+
+
+def _plain(picture: Image.Image) -> Image.Image:
+    """A picture in 8 bits without transparency. Raises ValueError if its pixel values have no known range."""
+    if picture.has_transparency_data:
+        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
+    if picture.mode == "F":
+        raise ValueError("expected 8 or 16 bits a channel, found floating-point numbers")
+    if not picture.mode.startswith("I"):
+        return picture
+    values = np.asarray(picture.convert("I"))  # `convert` to 8 bits would cut them off at 255
+    if values.min() < 0 or values.max() > _MOST_16_BITS:
+        raise ValueError(f"expected 8 or 16 bits a channel, found values {values.min()} to {values.max()}")
+    return Image.fromarray(np.round(values * (255 / _MOST_16_BITS)).astype(np.uint8))

@@ -1,0 +1,149 @@
+"""Pictures of every kind become a network's images."""
+
+import struct
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxresnet.data.pictures import find_pictures, read_picture
+from jaxresnet.errors import UserError
+
+SHAPE = (8, 8, 3)
+COLOUR = (200, 100, 50)
+
+
+def red_left() -> Image.Image:
+    """16 x 8 pixels: the left quarter is red, the right quarter blue, the middle green."""
+    image = Image.new("RGB", (16, 8), (0, 255, 0))
+    image.paste((255, 0, 0), (0, 0, 4, 8))
+    image.paste((0, 0, 255), (12, 0, 16, 8))
+    return image
+
+
+def saved(path: Path, image: Image.Image, **options: object) -> Path:
+    image.save(path, **options)  # pyright: ignore[reportArgumentType]
+    return path
+
+
+def test_an_image_of_the_right_size_is_unchanged(tmp_path: Path):
+    pixels = np.random.default_rng(0).integers(0, 256, SHAPE, np.uint8)
+    image = read_picture(saved(tmp_path / "a.png", Image.fromarray(pixels)), SHAPE)
+    assert image.dtype == np.uint8
+    np.testing.assert_array_equal(image, pixels)
+
+
+def test_crop_takes_the_middle_and_squash_the_whole(tmp_path: Path):
+    path = saved(tmp_path / "a.png", red_left())
+    np.testing.assert_array_equal(read_picture(path, SHAPE, "crop"), np.full(SHAPE, (0, 255, 0)))
+    squashed = read_picture(path, SHAPE, "squash")
+    assert squashed[4, 0].tolist() == [255, 0, 0]
+    assert squashed[4, 7].tolist() == [0, 0, 255]
+
+
+def test_a_fine_pattern_becomes_its_mean(tmp_path: Path):
+    """A filter without antialiasing would take single pixels, black or white."""
+    stripes = np.zeros((256, 256), np.uint8)
+    stripes[:, ::2] = 254
+    image = read_picture(saved(tmp_path / "a.png", Image.fromarray(stripes)), SHAPE)
+    assert abs(image[2:6, 2:6].astype(int) - 127).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "options", "expected"),
+    [
+        ("grey.png", lambda: Image.new("L", (9, 9), 77), {}, (77, 77, 77)),
+        ("bits.png", lambda: Image.new("1", (9, 9), 1), {}, (255, 255, 255)),
+        ("deep.png", lambda: Image.fromarray(np.full((9, 9), 40_000, np.uint16)), {}, (156, 156, 156)),
+        ("deep.tiff", lambda: Image.fromarray(np.full((9, 9), 65_535, np.uint16)), {}, (255, 255, 255)),
+        ("palette.gif", lambda: Image.new("RGB", (9, 9), COLOUR).quantize(4), {}, COLOUR),
+        ("alpha.png", lambda: Image.new("RGBA", (9, 9), (0, 0, 0, 0)), {}, (255, 255, 255)),
+        ("half.png", lambda: Image.new("LA", (9, 9), (0, 51)), {}, (204, 204, 204)),
+        ("key.png", lambda: Image.new("RGB", (9, 9), COLOUR), {"transparency": COLOUR}, (255, 255, 255)),
+        ("alpha.webp", lambda: Image.new("RGBA", (9, 9), (*COLOUR, 255)), {"lossless": True}, COLOUR),
+        ("ink.tiff", lambda: Image.new("CMYK", (9, 9), (255, 0, 0, 0)), {}, (0, 255, 255)),
+        (
+            "many.gif",
+            lambda: Image.new("L", (9, 9), 0),
+            {"append_images": [Image.new("L", (9, 9), 255)]},
+            (0,) * 3,
+        ),
+    ],
+)
+def test_every_mode_becomes_rgb(
+    tmp_path: Path, name: str, make: Callable[[], Image.Image], options: dict, expected: tuple[int, ...]
+):
+    path = saved(
+        tmp_path / name, make(), **options, **({"save_all": True} if "append_images" in options else {})
+    )
+    np.testing.assert_array_equal(read_picture(path, SHAPE), np.full(SHAPE, expected))
+
+
+def test_grey_images_for_a_network_of_one_channel(tmp_path: Path):
+    image = read_picture(saved(tmp_path / "a.png", Image.new("RGB", (9, 9), (255, 0, 0))), (4, 6, 1))
+    np.testing.assert_array_equal(image, np.full((4, 6, 1), 76))  # 0.299 R, by ITU-R 601
+
+
+def test_a_photograph_is_turned_as_its_camera_says(tmp_path: Path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter, clockwise: left becomes top
+    image = red_left().resize((256, 128))
+    path = saved(tmp_path / "a.jpg", image, exif=exif, quality=95)
+    turned = read_picture(path, SHAPE, "squash")
+    assert turned[0, 4, 0] > 240
+    assert turned[7, 4, 2] > 240
+
+
+def test_a_large_jpeg_is_decoded_at_a_lower_size_and_looks_the_same(tmp_path: Path):
+    y, x = np.mgrid[0:1024, 0:1024]
+    smooth = np.stack([x // 4, y // 4, (x + y) // 8], 2).astype(np.uint8)
+    jpeg = read_picture(saved(tmp_path / "a.jpg", Image.fromarray(smooth), quality=95), SHAPE)
+    whole = read_picture(saved(tmp_path / "a.png", Image.fromarray(smooth)), SHAPE)
+    assert abs(jpeg.astype(int) - whole).max() <= 3
+
+
+def test_threads_read_the_same(tmp_path: Path):
+    paths = [saved(tmp_path / f"{n}.png", Image.new("RGB", (20, 20), (n, 2 * n, 3 * n))) for n in range(40)]
+    with ThreadPoolExecutor(8) as threads:
+        images = list(threads.map(lambda path: read_picture(path, SHAPE), paths))
+    assert [image[0, 0].tolist() for image in images] == [[n, 2 * n, 3 * n] for n in range(40)]
+
+
+def test_what_is_no_picture_is_told_by_name(tmp_path: Path):
+    def refusal(path: Path) -> str:
+        with pytest.raises(UserError) as error:
+            read_picture(path, SHAPE)
+        assert str(error.value).startswith(f"{path}: ") or str(path) in str(error.value)
+        return str(error.value)
+
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "text.png").write_text("hello")
+    whole = saved(tmp_path / "whole.png", Image.effect_noise((64, 64), 50)).read_bytes()
+    (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])
+    saved(tmp_path / "float.tiff", Image.new("F", (4, 4), 0.5))
+    saved(tmp_path / "wide.tiff", Image.new("I", (4, 4), 1_000_000))
+    (tmp_path / "folder.png").mkdir()
+    # A bitmap that claims 60,000 x 60,000 pixels.
+    header = struct.pack("<2sIHHI", b"BM", 54, 0, 0, 54)
+    (tmp_path / "huge.bmp").write_bytes(
+        header + struct.pack("<IiiHHIIiiII", 40, 60_000, 60_000, 1, 24, *[0] * 6)
+    )
+    assert "found an empty file" in refusal(tmp_path / "empty.png")
+    assert "in a format that Pillow reads, found another file" in refusal(tmp_path / "text.png")
+    assert "truncated" in refusal(tmp_path / "half.png")
+    assert "found floating-point numbers" in refusal(tmp_path / "float.tiff")
+    assert "found values 1000000 to 1000000" in refusal(tmp_path / "wide.tiff")
+    assert "found a folder" in refusal(tmp_path / "folder.png")
+    assert "of a usual size" in refusal(tmp_path / "huge.bmp")
+    assert "No such file" in refusal(tmp_path / "none.png")
+
+
+def test_the_pictures_of_a_folder_are_found_in_order(tmp_path: Path):
+    for name in ("b/2.JPG", "b/10.png", "a.webp", "notes.txt", ".hidden.png", ".thumbs/c.png", "Makefile"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = [str(path.relative_to(tmp_path)) for path in find_pictures(tmp_path)]
+    assert found == ["a.webp", "b/10.png", "b/2.JPG"]

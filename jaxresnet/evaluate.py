@@ -52,7 +52,11 @@ def make_parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m jaxresnet.evaluate", description=__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--workdir", type=Path, metavar="DIR", help="folder of the run")
-    source.add_argument("--weights", type=Path, metavar="FILE", help="safetensors file of weights")
+    source.add_argument(
+        "--weights",
+        metavar="FILE|NAME",
+        help="safetensors file of weights, or name of weights that are shipped",
+    )
     parser.add_argument(
         "--config",
         type=find_config,
@@ -106,6 +110,7 @@ def evaluate_command(args: argparse.Namespace, plan: Plan | None) -> None:
     from jaxresnet.runs.workdir import Workdir
     from jaxresnet.trained.evaluation import evaluate_whole, evaluation_record
     from jaxresnet.trained.load import load_run, load_weights_file
+    from jaxresnet.trained.shipped import find_network
 
     devices = Workdir(args.workdir).require_config().cpu_devices if args.workdir else 0
     mesh = start_devices(args.device, devices or available_cores())
@@ -115,7 +120,7 @@ def evaluate_command(args: argparse.Namespace, plan: Plan | None) -> None:
         network = load_run(args.workdir, checkpoint, mesh, average=args.average)
         output = args.output or Workdir(args.workdir).evaluation_path(checkpoint, average=args.average)
     else:
-        network, output = load_weights_file(args.weights, mesh, plan), args.output
+        network, output = load_weights_file(find_network(args.weights), mesh, plan), args.output
     source = reopen_source(network.config, args.data_dir)
     split = load_split(source, "test", expected=network.info)
     batch_size = args.batch_size or network.config.batch_size

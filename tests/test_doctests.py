@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import pkgutil
+from pathlib import Path
 
 import pytest
 
@@ -12,7 +13,10 @@ MODULES = ["jaxresnet", *(module.name for module in pkgutil.walk_packages(jaxres
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_examples(name: str):
+def test_examples(name: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "digits").symlink_to(finished)
+    monkeypatch.chdir(tmp_path)
     result = doctest.testmod(importlib.import_module(name))
     assert result.failed == 0, f"{result.failed} of {result.attempted} examples: see above"
 

@@ -99,6 +99,28 @@ def add_device_argument(parser: ArgumentParser) -> None:
     )
 
 
+def add_network_arguments(parser: ArgumentParser) -> None:
+    """Add what names a trained network, as `jaxresnet.trained.load.load_network` takes it.
+
+    `args.network` str, `args.checkpoint` str or None, `args.average` bool.
+    """
+    parser.add_argument(
+        "network",
+        metavar="NETWORK",
+        help="folder of a run, safetensors file of weights, or name of weights that are shipped with the package",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        metavar="latest|best|STEP",
+        help="which checkpoint of a run; best: most accurate on the split evaluated in training (default: latest)",
+    )
+    parser.add_argument(
+        "--average",
+        action="store_true",
+        help="take the average of the weights that a run keeps (optimizer.ema_decay)",
+    )
+
+
 def add_data_argument(parser: ArgumentParser) -> None:
     """Add --data.dir for a command that uses a trained network, `args.data_dir`."""
     parser.add_argument(

@@ -32,17 +32,24 @@ VIEW_WEIGHTS: dict[str, tuple[float, ...]] = {"flip": (0.5, 0.5), "six": (0.25, 
 """The weights of the views of each kind. The unshifted ones count twice as much, as in arXiv:2404.00498."""
 
 
-def preprocess(info: DatasetInfo, images: Any) -> jax.Array:
-    """Scale uint8 images [B, H, W, C] to 0..1 and normalise them by the training split's mean and std, in float32.
+def check_images(info: DatasetInfo, images: Any) -> None:
+    """Raise TypeError or ValueError unless `images` are uint8 [B, H, W, C] of the shape that `info` says.
 
-    Raises TypeError for another dtype, because float images of 0..1 would become almost black. Raises ValueError if
-    the images' shape is not the data set's.
+    Float images of 0..1 would become almost black.
     """
     if images.dtype != jnp.uint8:
         raise TypeError(f"expected uint8 images, found {images.dtype}")
     if tuple(images.shape[1:]) != info.image_shape:
         expected = "x".join(map(str, info.image_shape))
         raise ValueError(f"expected images [B, {expected}] as of {info.name}, found {list(images.shape)}")
+
+
+def preprocess(info: DatasetInfo, images: Any) -> jax.Array:
+    """Scale uint8 images [B, H, W, C] to 0..1 and normalise them by the training split's mean and std, in float32.
+
+    Raises what `check_images` raises.
+    """
+    check_images(info, images)
     mean, std = jnp.asarray(info.mean), jnp.asarray(info.std)
     return (images.astype(jnp.float32) / 255 - mean[None, None, None]) / std[None, None, None]
 

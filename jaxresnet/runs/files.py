@@ -84,13 +84,13 @@ def write_whole(path: Path, content: str | bytes) -> None:
     write_together({path: content})
 
 
-def write_named(path: Path, content: str) -> None:
+def write_named(path: Path, content: str | bytes) -> None:
     """Write to what a user named. A file is replaced as by `write_whole`, and a link leads to the file to replace.
 
     A device or a pipe, such as /dev/stdout, stays what it is: the content is written to it.
     """
     if kind_of(path, follow=True) in ("a device", "a pipe"):
-        path.write_text(content, encoding="utf-8")
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
     else:
         write_whole(Path(os.path.realpath(path)), content)
 

@@ -23,7 +23,7 @@ from jaxresnet.errors import UserError
 from jaxresnet.learning.learner import make_learner
 from jaxresnet.learning.state import Variables, state_template
 from jaxresnet.plan import Plan, resolve
-from jaxresnet.runs.files import parse_record, to_json
+from jaxresnet.runs.files import parse_record, to_json, write_named
 
 FORMAT = 2
 """The format of the files that are written. Format 1 had no number and no facts of the data set."""
@@ -153,12 +153,12 @@ def require_usable(variables: Variables, place: str = "") -> None:
 
 
 def save_weights(path: Path | str, plan: Plan, variables: Variables) -> None:
-    """Write a safetensors file that PyTorch and `load_weights` can read. Raises UserError if it cannot be written.
+    """Write a safetensors file that PyTorch and `load_weights` can read, completely or not at all.
 
-    Its metadata holds the plan, without `data.dir`, which makes sense on this machine only.
+    Its metadata holds the plan, without `data.dir`, which makes sense on this machine only. Raises UserError
+    if the file cannot be written.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     metadata = {
         "format": "pt",  # tells other readers of safetensors that the layout is PyTorch's
@@ -167,8 +167,8 @@ def save_weights(path: Path | str, plan: Plan, variables: Variables) -> None:
         "dataset": json.dumps(to_json(plan.info)),
     }
     try:
-        save_file(to_state_dict(variables), path, metadata=metadata)
-    except (OSError, SafetensorError) as error:
+        write_named(Path(path), save(to_state_dict(variables), metadata=metadata))
+    except OSError as error:
         raise UserError(f"cannot write the weights {path}: {error}") from None
 
 

@@ -19,8 +19,9 @@ from jaxresnet.learning.state import TrainState
 from jaxresnet.plan import Plan, resolve
 from jaxresnet.runs.checkpoint import Checkpoints
 from jaxresnet.runs.workdir import Workdir
+from jaxresnet.trained import shipped
 from jaxresnet.trained.evaluation import evaluate_whole, predict_split
-from jaxresnet.trained.load import TrainedNetwork, load_run, load_weights_file
+from jaxresnet.trained.load import TrainedNetwork, load_network, load_run, load_weights_file
 from jaxresnet.trained.weights import save_weights
 
 OTHER_NAMES = tuple("klmnopqrst")
@@ -66,10 +67,10 @@ def test_the_facts_of_the_data_travel_with_the_weights(
     assert network.info.image_shape == (16, 16, 3)
     assert network.info.class_names == OTHER_NAMES
     images = np.zeros((2, 16, 16, 3), np.uint8)
-    assert network.predict(network.variables, images).shape == (2, 10)
+    assert network.predict(images).shape == (2, 10)
     refusal = r"expected images \[B, 16x16x3\] as of digits, found \[2, 28, 28, 3\]"
     with pytest.raises(ValueError, match=refusal):
-        network.predict(network.variables, np.zeros((2, 28, 28, 3), np.uint8))
+        network.predict(np.zeros((2, 28, 28, 3), np.uint8))
     with pytest.raises(UserError, match=r"not what the network was trained on: .* found .*32, 32, 3"):
         load_split(open_source(network.config.data), "test", expected=network.info)
 
@@ -80,9 +81,9 @@ def test_images_of_another_size_are_refused(
 ):
     network = load(tmp_path, tiny_plan)
     with pytest.raises(ValueError, match=r"expected images \[B, 32x32x3\] .* found \[1, 28, 28, 3\]"):
-        network.predict(network.variables, np.zeros((1, 28, 28, 3), np.uint8))
+        network.predict(np.zeros((1, 28, 28, 3), np.uint8))
     with pytest.raises(TypeError, match="expected uint8 images, found float32"):
-        network.predict(network.variables, np.zeros((1, 32, 32, 3), np.float32))
+        network.predict(np.zeros((1, 32, 32, 3), np.float32))
 
 
 def test_the_mean_and_std_are_those_of_the_file(tmp_path: Path, tiny_plan: Plan, digits: Split):
@@ -98,11 +99,75 @@ def test_the_mean_and_std_are_those_of_the_file(tmp_path: Path, tiny_plan: Plan,
         from_file(tmp_path / "half", resolve(tiny_plan.config, half)),
     )
     np.testing.assert_allclose(
-        halved.predict(halved.variables, images // 2),
-        whole.predict(whole.variables, images),
+        halved.predict(images // 2),
+        whole.predict(images),
         rtol=1e-4,
         atol=1e-5,
     )
+
+
+def test_a_batch_of_any_size_on_any_number_of_devices_has_the_same_logits(
+    tmp_path: Path, tiny_plan: Plan, digits: Split
+):
+    save_weights(tmp_path / "a.safetensors", tiny_plan, state_at(tiny_plan).variables)
+    network = load_weights_file(tmp_path / "a.safetensors", mesh_of(4))
+    expected = network.apply(network.variables, digits.images)
+    for count in (0, 1, 4, 7):
+        found = network.predict(digits.images[:count])
+        assert (found.shape, found.dtype) == ((count, 10), np.float32)
+        np.testing.assert_allclose(found, expected[:count], rtol=1e-4, atol=1e-5)
+    of_jax = network.predict(jax.numpy.asarray(digits.images[:7]))
+    np.testing.assert_array_equal(of_jax, network.predict(digits.images[:7]))
+
+
+def test_probabilities_are_the_softmax_of_the_logits(tmp_path: Path, tiny_plan: Plan, digits: Split):
+    network = from_file(tmp_path, tiny_plan)
+    exponentials = np.exp(np.asarray(network.predict(digits.images[:3]), np.float64))
+    expected = exponentials / exponentials.sum(1)[:, None]
+    np.testing.assert_allclose(network.probabilities(digits.images[:3]), expected, rtol=1e-5)
+
+
+def test_the_linen_module_takes_the_variables(tmp_path: Path, tiny_plan: Plan, digits: Split):
+    network, info = from_file(tmp_path, tiny_plan), tiny_plan.info
+    normalised = (digits.images[:3] / 255 - info.mean) / info.std
+    logits = network.module.apply(network.variables, normalised.astype(np.float32), train=False)
+    np.testing.assert_allclose(network.predict(digits.images[:3]), np.asarray(logits), rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_is_found_by_folder_file_or_name(
+    tmp_path: Path, tiny_plan: Plan, monkeypatch: pytest.MonkeyPatch
+):
+    save_run(tmp_path / "run", tiny_plan)
+    (tmp_path / "hub").mkdir()
+    save_weights(tmp_path / "hub" / "model.safetensors", tiny_plan, state_at(tiny_plan).variables)
+    monkeypatch.setattr(shipped, "_PRETRAINED", tmp_path / "hub")
+    assert load_network(tmp_path / "run").step == 9
+    assert load_network(str(tmp_path / "run"), "best").step == 7
+    for name in (tmp_path / "hub", tmp_path / "hub" / "model.safetensors", "model"):
+        assert load_network(name).checkpoint == "model.safetensors"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").rename(tmp_path / "model")  # a path wins over a shipped name
+    assert load_network("model").step == 9
+
+
+def test_a_network_that_is_not_there_is_told(
+    tmp_path: Path, tiny_plan: Plan, monkeypatch: pytest.MonkeyPatch
+):
+    path = tmp_path / "weights.safetensors"
+    save_weights(path, tiny_plan, state_at(tiny_plan).variables)
+    with pytest.raises(
+        UserError, match=r"^no network runs/x: expected the folder of a run, or a safetensors file"
+    ):
+        load_network("runs/x")
+    monkeypatch.setattr(shipped, "_PRETRAINED", tmp_path)
+    with pytest.raises(UserError, match=r"no network papr: .* one of the shipped networks: weights"):
+        load_network("papr")
+    with pytest.raises(
+        UserError, match="--checkpoint: expected with the folder of a run, found with the file"
+    ):
+        load_network(path, "best")
+    with pytest.raises(UserError, match="--average: expected with the folder of a run"):
+        load_network(path, average=True)
 
 
 def test_checkpoints_are_chosen_by_name(tmp_path: Path, tiny_plan: Plan):

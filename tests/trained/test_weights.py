@@ -64,6 +64,16 @@ def test_a_safetensors_file_gives_back_the_same_bits(tmp_path: Path, tiny_plan: 
     np.testing.assert_array_equal(load_file(path)["bn1.weight"], to_state_dict(variables)["bn1.weight"])
 
 
+def test_a_file_can_be_read_by_whom_the_umask_allows(tmp_path: Path, tiny_plan: Plan, variables: Variables):
+    before = os.umask(0o022)
+    try:
+        save_weights(tmp_path / "weights.safetensors", tiny_plan, variables)
+    finally:
+        os.umask(before)
+    assert [path.name for path in tmp_path.iterdir()] == ["weights.safetensors"]
+    assert (tmp_path / "weights.safetensors").stat().st_mode & 0o777 == 0o644
+
+
 def test_a_file_by_others_needs_a_configuration(tmp_path: Path, tiny_plan: Plan, variables: Variables):
     path = tmp_path / "theirs.safetensors"
     extra = {"bn1.num_batches_tracked": np.array(3)}

@@ -1,0 +1,148 @@
+"""What each part of a recipe brings: configs/fast16.toml with one part changed, against itself, paired by seed.
+
+    python benchmarks/recipe_parts.py train --seeds 0 1     # one sweep; it can be stopped and started again
+    python benchmarks/recipe_parts.py table --output results/recipes
+
+The networks have a quarter of the paper's width and train for ten epochs of CIFAR-10. 5,000 training images are held
+out, and the accuracies are of these. `commands` prints the same runs as arguments of `python -m jaxresnet.train`, seed
+by seed, for who has a queue of his own. The table is of the runs that are done.
+"""
+
+import argparse
+import shlex
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxresnet.config.files import dump_config, find_config, load_config
+from jaxresnet.config.flags import to_arguments
+from jaxresnet.config.schema import Config
+from jaxresnet.errors import run_command
+from jaxresnet.reporting.tables import as_markdown, mean_and_spread
+from jaxresnet.runs.files import write_json, write_whole
+from jaxresnet.runs.workdir import Workdir
+from jaxresnet.sweep import sweep
+
+RECIPE, WIDTH, EPOCHS, HELD_OUT = "fast16", 4, 10, 5_000
+
+PARTS: dict[str, dict[str, Any]] = {
+    "recipe": {},
+    "no_smoothing": {"label_smoothing": 0.0},
+    "dropout": {"model.dropout_rate": 0.1},
+    "dirac": {"model.dirac": True},
+    "random_flip": {"augment.alternating_flip": False},
+    "black_padding": {"augment.padding": "black"},
+    "rotation": {"augment.rotation_degrees": 15.0},
+    "brightness": {"augment.brightness": 0.2},
+    "no_cutout": {"augment.cutout": 0},
+    "erasing": {"augment.cutout": 0, "augment.random_erasing": 0.5},
+    "trivial_augment": {"augment.cutout": 0, "augment.trivial_augment": True},
+    "cutmix": {"augment.cutout": 0, "augment.cutmix": 1.0},
+    "mixup": {"augment.cutout": 0, "augment.mixup": 0.2},
+    "no_nesterov": {"optimizer.nesterov": False},
+    "coupled_decay": {"optimizer.decoupled": False, "optimizer.weight_decay": 5e-4},
+    "papers_decay": {"optimizer.weight_decay": 1e-5},
+    "kernels_decayed": {"optimizer.decayed": "kernels"},
+    "cosine": {"optimizer.schedule": "cosine"},
+    "half_rate": {"optimizer.learning_rate": 0.05},
+    "double_rate": {"optimizer.learning_rate": 0.2},
+    "average": {"optimizer.ema_decay": 0.998},
+}
+"""The runs: what each changes in the recipe. "average" is evaluated by the average of the weights."""
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("action", choices=["train", "commands", "table"])
+    parser.add_argument("--workdir", type=Path, default=Path("runs/recipes"), help="folder of the runs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--output", type=Path, default=Path("results/recipes"), help="folder of the table")
+    args = parser.parse_args(argv)
+    if args.action == "train":
+        configs = args.workdir / "configs"
+        configs.mkdir(parents=True, exist_ok=True)
+        for name in PARTS:
+            write_whole(configs / f"{name}.toml", dump_config(make_config(name)))
+        sweep([configs / f"{name}.toml" for name in PARTS], args.seeds, args.workdir)
+    elif args.action == "commands":
+        for seed in args.seeds:
+            for name in PARTS:
+                arguments = to_arguments(settings_of(name) | {"seed": seed})
+                print(f"{name}/seed{seed}", "--config", RECIPE, shlex.join(arguments))
+    else:
+        args.output.mkdir(parents=True, exist_ok=True)
+        write_table(args.workdir, args.output)
+
+
+def settings_of(name: str) -> dict[str, Any]:
+    """All that a run changes in the recipe, its smaller size included."""
+    model = load_config(find_config(RECIPE)).model
+    return {
+        "epochs": EPOCHS,
+        "model.stem_channels": model.stem_channels // WIDTH,
+        "model.stage_channels": tuple(channels // WIDTH for channels in model.stage_channels),
+        "data.validation_examples": HELD_OUT,
+        "evaluation.split": "validation",
+        **PARTS[name],
+    }
+
+
+def make_config(name: str) -> Config:
+    return load_config(find_config(RECIPE)).replace(settings_of(name))
+
+
+def last_accuracies(workdir: Path, name: str) -> dict[int, float]:
+    """The accuracy (0 to 1) on the held-out images after the last epoch, of the runs that are done, by seed."""
+    split = "validation_average" if name == "average" else "validation"
+    found = {}
+    for folder in (workdir / name).glob("seed*"):
+        records = Workdir(folder).epochs.read()
+        accuracy = records[-1].accuracy(split) if len(records) == EPOCHS else None
+        if accuracy is not None:
+            found[int(folder.name.removeprefix("seed"))] = accuracy
+    return dict(sorted(found.items()))
+
+
+def write_table(workdir: Path, output: Path) -> None:
+    """Write README.md and accuracies.json, and print the table."""
+    accuracies = {name: found for name in PARTS if (found := last_accuracies(workdir, name))}
+    differences = {
+        name: [
+            100 * (found[seed] - accuracies["recipe"][seed]) for seed in found if seed in accuracies["recipe"]
+        ]
+        for name, found in accuracies.items()
+    }
+    # Of two or three differences alone a standard error would be a guess: all parts share one spread.
+    variances = [
+        statistics.variance(each) for name, each in differences.items() if len(each) > 1 and name != "recipe"
+    ]
+    spread = statistics.mean(variances) ** 0.5 if variances else float("nan")
+    rows = [("run", "changed", "seeds", "accuracy (%)", "difference", "standard error")]
+    for name in sorted(differences, key=lambda each: -statistics.mean(differences[each])):
+        changed = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in PARTS[name].items())
+        mean, error = statistics.mean(differences[name]), spread / len(differences[name]) ** 0.5
+        values = list(accuracies[name].values())
+        against, sure = ("", "") if name == "recipe" else (f"{mean:+.2f}", f"{error:.2f}")
+        rows.append((name, changed or "-", str(len(values)), mean_and_spread(values, 100), against, sure))
+    text = f"""# What each part of a recipe brings
+
+`configs/{RECIPE}.toml` at a quarter of the width for {EPOCHS} epochs of CIFAR-10, with one part changed. The accuracies
+are of {HELD_OUT:,} held-out training images after the last epoch, mean ± standard deviation over the seeds. The
+differences are to the recipe with the same seed, in points. Their standard error is from the spread that all parts
+share, {spread:.2f} points. Made by `python benchmarks/recipe_parts.py`.
+
+{as_markdown(rows)}
+"""
+    write_whole(output / "README.md", text)
+    write_json(
+        output / "accuracies.json",
+        {name: {str(k): v for k, v in each.items()} for name, each in accuracies.items()},
+    )
+    print(text)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -16,12 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxresnet.config.files import find_config, load_config
+from jaxresnet.config.files import find_config
 from jaxresnet.config.flags import ArgumentParser, add_data_argument, add_device_argument
-from jaxresnet.data.sources import open_source, reopen_source
+from jaxresnet.data.sources import reopen_source
 from jaxresnet.errors import UserError, printable, run_command
 from jaxresnet.machine.memory import require_address_space
-from jaxresnet.plan import Plan, resolve
+from jaxresnet.plan import Plan, load_plan
 
 if TYPE_CHECKING:
     from jaxresnet.runs.records import EvaluationRecord
@@ -39,10 +39,7 @@ def main(argv: Sequence[str]) -> None:
     if args.batch_size is not None and args.batch_size < 1:
         raise UserError(f"--batch-size: expected at least 1, found {args.batch_size}", 2)
 
-    plan = None
-    if args.config:
-        config = load_config(args.config)
-        plan = resolve(config, open_source(config.data, f"{args.config}: ").info, f"{args.config}: ")
+    plan = load_plan(args.config) if args.config else None
     require_address_space(2)
     evaluate_command(args, plan)
 

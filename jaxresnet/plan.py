@@ -2,9 +2,12 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
+from jaxresnet.config.files import load_config
 from jaxresnet.config.schema import Config
 from jaxresnet.data.info import DatasetInfo
+from jaxresnet.data.sources import open_source
 from jaxresnet.errors import UserError
 
 MAX_STEPS = 2**31 - 1
@@ -60,6 +63,15 @@ def resolve(config: Config, info: DatasetInfo, source: str = "") -> Plan:
     if problems := _problems(plan):
         raise UserError("\n".join(f"{source}{problem}" for problem in problems), 2)
     return plan
+
+
+def load_plan(path: Path) -> Plan:
+    """The plan of a TOML file of settings and of the data set that it names.
+
+    Raises UserError (exit code 2) as `load_config`, `open_source` and `resolve` do.
+    """
+    config = load_config(path)
+    return resolve(config, open_source(config.data, f"{path}: ").info, f"{path}: ")
 
 
 def _problems(plan: Plan) -> list[str]:

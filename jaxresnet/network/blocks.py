@@ -15,6 +15,9 @@ from flax import linen as nn
 
 Initializer = Callable[..., jax.Array]
 
+EPSILON = 1e-5
+"""What BatchNorm adds to the variance, as in PyTorch."""
+
 Convolution = Callable[..., jax.Array]
 """A function with the signature of `jax.lax.conv_general_dilated`."""
 
@@ -94,7 +97,7 @@ class LayerFactory:
         The running variance is the biased one. PyTorch keeps the unbiased one.
         """
         return nn.BatchNorm(
-            use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype, name=name
+            use_running_average=not train, momentum=0.9, epsilon=EPSILON, dtype=self.dtype, name=name
         )
 
     def dense(self, in_features: int, features: int, name: str) -> nn.Dense:

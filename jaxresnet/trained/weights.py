@@ -6,8 +6,9 @@ read it without this package. Its metadata holds the configuration, the facts of
 the file alone describes the network, the size and normalisation of its input, and its classes. No pickle is used.
 """
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -152,24 +153,72 @@ def require_usable(variables: Variables, place: str = "") -> None:
         )
 
 
-def save_weights(path: Path | str, plan: Plan, variables: Variables) -> None:
+def save_weights(
+    path: Path | str,
+    plan: Plan,
+    variables: Variables,
+    *,
+    half: bool = False,
+    notes: Mapping[str, str] | None = None,
+) -> None:
     """Write a safetensors file that PyTorch and `load_weights` can read, completely or not at all.
 
-    Its metadata holds the plan, without `data.dir`, which makes sense on this machine only. Raises UserError
-    if the file cannot be written.
+    Its metadata holds the plan, without `data.dir`, which makes sense on this machine only, and the `notes`. With
+    `half`, the kernels of convolutions and head are rounded to float16, which makes the file half as large; all else
+    stays float32. Raises UserError if the file cannot be written.
     """
-    from safetensors.numpy import save
-
     metadata = {
-        "format": "pt",  # tells other readers of safetensors that the layout is PyTorch's
         "jaxresnet_format": str(FORMAT),
         "config": dump_config(plan.config.replace({"data.dir": ""})),
         "dataset": json.dumps(to_json(plan.info)),
     }
+    arrays = to_state_dict(variables)
+    if half:
+        with np.errstate(over="ignore"):  # who reads the file is told
+            arrays = {
+                name: array.astype(np.float16) if array.ndim > 1 else array for name, array in arrays.items()
+            }
+    save_arrays(path, arrays, metadata | dict(notes or {}))
+
+
+def save_arrays(path: Path | str, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file in PyTorch's layouts, completely or not at all.
+
+    Raises UserError if it cannot be written.
+    """
+    from safetensors.numpy import save
+
+    # "pt" tells other readers of safetensors that the layout is PyTorch's.
+    content = save(dict(arrays), metadata={"format": "pt", **metadata})
     try:
-        write_named(Path(path), save(to_state_dict(variables), metadata=metadata))
+        write_named(Path(path), content)
     except OSError as error:
         raise UserError(f"cannot write the weights {path}: {error}") from None
+
+
+@contextlib.contextmanager
+def _opened(path: Path | str) -> Iterator[Any]:
+    """A safetensors file, open to be read. Raises UserError if it cannot be read."""
+    from safetensors import SafetensorError, safe_open
+
+    require("a file", Path(path), follow=True)
+    try:
+        with safe_open(path, framework="numpy") as file:
+            yield file
+    except (OSError, SafetensorError, UnicodeEncodeError) as error:
+        raise UserError(f"cannot read the weights {path}: {error}") from None
+
+
+def read_metadata(path: Path | str) -> dict[str, str]:
+    """The metadata of a safetensors file. Raises UserError if it cannot be read."""
+    with _opened(path) as file:
+        return file.metadata() or {}
+
+
+def read_arrays(path: Path | str) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file, by name. Raises UserError if it cannot be read."""
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
 
 
 def load_weights(path: Path | str, plan: Plan | None = None) -> tuple[Plan, Variables]:
@@ -179,11 +228,8 @@ def load_weights(path: Path | str, plan: Plan | None = None) -> tuple[Plan, Vari
     no configuration in it. Raises UserError if the file cannot be read, has no configuration and `plan` is not given,
     was written by a later version, or does not fit the network.
     """
-    from safetensors import SafetensorError, safe_open
-
-    require("a file", Path(path), follow=True)
-    try:
-        with safe_open(path, framework="numpy") as file:
+    with _opened(path) as file:
+        try:
             plan = plan or _plan_in(file.metadata() or {})
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
             dtypes = {name: str(each.get_dtype()) for name, each in slices.items()}
@@ -192,11 +238,9 @@ def load_weights(path: Path | str, plan: Plan | None = None) -> tuple[Plan, Vari
                 for name, each in slices.items()
             }
             return plan, _assemble(plan, header, file.get_tensor)
-    except (OSError, SafetensorError, UnicodeEncodeError) as error:
-        raise UserError(f"cannot read the weights {path}: {error}") from None
-    except UserError as error:
-        lines = "\n".join(f"{path}: {line}" for line in str(error).splitlines())
-        raise UserError(lines, error.exit_code) from None
+        except UserError as error:
+            lines = "\n".join(f"{path}: {line}" for line in str(error).splitlines())
+            raise UserError(lines, error.exit_code) from None
 
 
 def _plan_in(metadata: Mapping[str, str]) -> Plan:

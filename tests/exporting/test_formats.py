@@ -207,10 +207,10 @@ def test_a_card_of_a_strangers_names_stays_a_card(make_request: Any):
     request: Request = make_request(
         origin=Origin(split="test\n---", accuracy=0.5, per_class_accuracy=dict.fromkeys(names, 1.0))
     )
-    card = huggingface._card(request, 'a"\n---\nb: c')
+    card = huggingface._card(request, 'a"\n---\nb: c\udcff')
     assert card.split("\n").count("---") == 2
     assert card.startswith('---\nlicense: "mit"\n')
-    assert not set(card) & {"<", "\x1b"}
+    assert not set(card) & {"<", "\x1b", "\udcff"}
     assert "\\[a\\](http:\\//b)" in card
 
 

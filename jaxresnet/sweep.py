@@ -1,9 +1,9 @@
 """Train several configurations with several seeds: `python -m jaxresnet.sweep --config A.toml B.toml --seeds 0 1 2`.
 
-The runs follow each other. Each has its own process and its own workdir: DIR/NAME/seed0 and so on. If a run fails, the
-failure is reported and the next run starts. If the sweep is started again, it continues where it stopped and skips
-finished runs. After each run, the results of all runs so far are written to results.md and results.json in DIR. Other
-flags are settings for all runs.
+The runs follow each other; with --engine ray, several train at a time. Each has its own process and its own workdir:
+DIR/NAME/seed0 and so on. If a run fails, the failure is reported and the next run starts. If the sweep is started
+again, it continues where it stopped and skips finished runs. After each run, the results of all runs so far are written
+to results.md and results.json in DIR. Other flags are settings for all runs.
 """
 
 if __name__ == "__main__":  # first, because the imports below take half a second
@@ -11,13 +11,11 @@ if __name__ == "__main__":  # first, because the imports below take half a secon
 
     begin_command()
 
-import signal
-import subprocess
-import sys
-from collections.abc import Mapping, Sequence
+import argparse
+import contextlib
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import Any, TypeAlias
 
 from jaxresnet.config.files import find_config, load_config
 from jaxresnet.config.flags import (
@@ -25,12 +23,11 @@ from jaxresnet.config.flags import (
     add_device_argument,
     add_setting_arguments,
     setting_arguments,
-    to_arguments,
 )
-from jaxresnet.config.schema import setting_values
 from jaxresnet.data.sources import open_source
-from jaxresnet.errors import Interrupted, UserError, printable, run_command
-from jaxresnet.machine.signals import INSISTING, stop_signals
+from jaxresnet.engines.process import checked, problem_of, run_arguments, standing, train
+from jaxresnet.engines.shares import Wish
+from jaxresnet.errors import UserError, printable, run_command
 from jaxresnet.plan import Plan, resolve
 from jaxresnet.reporting.tables import as_markdown, comparison_table
 from jaxresnet.runs.files import write_json, write_whole
@@ -38,6 +35,9 @@ from jaxresnet.runs.groups import History, RunGroup, group_runs, read_histories
 from jaxresnet.runs.workdir import Workdir
 
 RESULTS_TEXT, RESULTS = "results.md", "results.json"
+
+Engine: TypeAlias = Callable[[Mapping[Path, Plan]], Generator[dict[Path, str]]]
+"""Trains the runs, by workdir, that are not finished. Yields after each: its workdir and why it failed if it did."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -67,16 +67,64 @@ def main(argv: Sequence[str]) -> None:
         help="folder of the runs (default: runs/sweep)",
     )
     add_device_argument(parser)
+    add_engine_arguments(parser)
     add_setting_arguments(parser)
     args = parser.parse(argv)
     settings = setting_arguments(args)
     if "seed" in settings:
         raise UserError("--seed: expected --seeds, which lists the seeds of a sweep", 2)
-    failed = sweep(args.config, args.seeds, args.workdir, settings, args.device)
+    failed = sweep(args.config, args.seeds, args.workdir, settings, args.device, chosen_engine(args))
     if failed:
         raise UserError(
             f"{len(failed)} of the runs failed:\n" + "\n".join(f"{k}: {v}" for k, v in failed.items())
         )
+
+
+def add_engine_arguments(parser: ArgumentParser) -> None:
+    """Add the flags that `chosen_engine` reads."""
+    group = parser.add_argument_group("several runs at a time, with Ray: pip install 'jaxresnet[ray]'")
+    group.add_argument(
+        "--engine",
+        choices=["sequential", "ray"],
+        default="sequential",
+        help="sequential trains one run after the other on this machine; ray trains several at a time, also on the "
+        "machines of a cluster (default: sequential)",
+    )
+    group.add_argument(
+        "--ray-address",
+        metavar="ADDRESS",
+        help="the cluster's, or auto on one of its machines (default: none; Ray runs on this machine, for this sweep)",
+    )
+    group.add_argument(
+        "--cpus-per-run",
+        type=int,
+        metavar="INT",
+        help="cores of each run, on which the bits of a run on a CPU depend (default: 1, or a GPU's part of its node)",
+    )
+    group.add_argument(
+        "--gpus-per-run", type=int, metavar="INT", help="GPUs of each run (default: 1 if there is any)"
+    )
+
+
+def chosen_engine(args: argparse.Namespace) -> Engine | None:
+    """The engine that the flags choose; None for the sequential one.
+
+    Raises UserError if they contradict, or if Ray is not installed.
+    """
+    given = {
+        "--ray-address": args.ray_address,
+        "--cpus-per-run": args.cpus_per_run,
+        "--gpus-per-run": args.gpus_per_run,
+    }
+    if args.engine == "sequential":
+        if alone := [flag for flag, value in given.items() if value is not None]:
+            raise UserError(f"{alone[0]}: expected --engine ray beside it", 2)
+        return None
+    from jaxresnet.engines.cluster import load_ray, train_on_ray
+
+    wish = Wish(args.device, args.ray_address, args.cpus_per_run, args.gpus_per_run)
+    load_ray(wish.address)
+    return lambda runs: train_on_ray(runs, wish)
 
 
 def sweep(
@@ -85,36 +133,38 @@ def sweep(
     workdir: Path,
     settings: Mapping[str, Any] | None = None,
     device: str = "auto",
+    engine: Engine | None = None,
 ) -> dict[Path, str]:
     """Train each configuration file with each seed. `settings`, by dotted name, replace the file's.
 
-    The files are read once, at the start. Returns the workdirs of the runs that failed, each with the last line of its
-    error. Raises UserError (exit code 2) before the first run if any configuration is wrong or a folder holds a run of
-    other settings, and Interrupted after a signal has stopped a run.
+    The files are read once, at the start. `engine` trains the runs, by default in turn on `device`. Returns the
+    workdirs of the runs that failed, each with the last line of its error. Raises UserError (exit code 2) before the
+    first run if any configuration is wrong or a folder holds a run of other settings, and Interrupted after a signal
+    has stopped a run.
     """
     runs = planned_runs(configs, seeds, workdir, settings or {})
     refuse_other_runs(runs)
     failed: dict[Path, str] = {}
-    for number, (path, plan) in enumerate(runs.items(), 1):
-        failed |= train_one(path, plan, device, f"[{number}/{len(runs)}] {path}")
-        write_results(workdir, runs, failed)
+    with contextlib.closing(engine(runs) if engine else in_turn(runs, device)) as outcomes:
+        for outcome in outcomes:
+            failed |= outcome
+            write_results(workdir, runs, failed)
     print(write_results(workdir, runs, failed))
     return failed
 
 
+def in_turn(runs: Mapping[Path, Plan], device: str) -> Generator[dict[Path, str]]:
+    """Train the runs one after the other. Yields after each what `train_one` returns."""
+    for number, (path, plan) in enumerate(runs.items(), 1):
+        yield train_one(path, plan, device, f"[{number}/{len(runs)}] {path}")
+
+
 def train_one(path: Path, plan: Plan, device: str, title: str) -> dict[Path, str]:
     """Train a run, unless it is finished. Returns its workdir and the last line of its error if it failed, else {}."""
-    done, problem = None, ""
-    try:
-        done = checked(path, plan).finished(plan.config.epochs)
-    except (UserError, OSError) as error:  # of this run alone: the others go on
-        problem = printable(str(error))
+    done, problem = standing(path, plan)
     print(f"{title}: done" if done else title, flush=True)
     if not done and not problem:
-        # All settings as flags: the file may have changed since it was read.
-        settings = to_arguments(setting_values(plan.config))
-        code, said = train(["--workdir", str(path), "--device", device, *settings])
-        problem = (said.removeprefix("error: ") or f"exit code {code}") if code else ""
+        problem = problem_of(*train(run_arguments(path, plan, device)))
     if not problem:
         return {}
     print(f"failed: {problem}", flush=True)
@@ -158,51 +208,6 @@ def refuse_other_runs(runs: Mapping[Path, Plan]) -> None:
                 problems.append(str(error))
     if problems:
         raise UserError("\n".join(problems), 2)
-
-
-def checked(path: Path, plan: Plan) -> Workdir:
-    """The folder of a run of `plan`. Raises UserError if it holds another run, or something else."""
-    folder = Workdir(path)
-    folder.check(plan)
-    return folder
-
-
-def train(arguments: Sequence[str]) -> tuple[int, str]:
-    """Run jaxresnet.train in its own process. Returns its exit code, as a shell gives it, and its last line on stderr.
-
-    The `stop_signals` are passed on to it as SIGTERM, so that it can save before it stops. Raises Interrupted after
-    one of them, or if it was stopped by one that was sent to it alone.
-    """
-    received: list[int] = []
-    process: subprocess.Popen[str] | None = None
-
-    def pass_on(number: int, _frame: FrameType | None) -> None:
-        if process and (number in INSISTING or not received):
-            process.terminate()
-        received.append(number)
-
-    previous = {number: signal.signal(number, pass_on) for number in stop_signals()}
-    try:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "jaxresnet.train", *arguments],
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            process_group=0,  # so that the terminal does not send it a second Ctrl-C
-        )
-        if received:  # before the process existed
-            process.terminate()
-        _, said = process.communicate()
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-    code = process.returncode if process.returncode >= 0 else 128 - process.returncode
-    last = (said.strip().splitlines() or [""])[-1]
-    if stopped := received or [number for number in previous if code == 128 + number]:
-        place = arguments[arguments.index("--workdir") + 1]
-        last = last or (f"exit code {code}" if code else "this run is finished")
-        raise Interrupted(f"the sweep stopped in {place}: {last}", stopped[0])
-    return code, last
 
 
 def write_results(workdir: Path, runs: Mapping[Path, Plan], failed: Mapping[Path, str]) -> str:

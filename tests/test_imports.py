@@ -21,7 +21,7 @@ def test_a_command_answers_without_loading_a_heavy_library(command: str):
         f"try: jaxresnet.{command}.main(['--help'])\n"
         "except SystemExit: pass\n"
         "heavy = {'jax', 'tensorflow', 'tensorflow_datasets', 'flax', 'optax', 'orbax', 'sklearn', 'numpy', "
-        "'matplotlib'}\n"
+        "'matplotlib', 'ray'}\n"
         "print(heavy & set(sys.modules))"
     )
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

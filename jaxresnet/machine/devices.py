@@ -5,13 +5,13 @@ import itertools
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxresnet.errors import UserError
+from jaxresnet.machine.environment import available_cores
 
 T = TypeVar("T")
 
@@ -87,15 +87,6 @@ def automatic_cpu_devices(batch_size: int) -> int:
         for devices in range(min(cores, batch_size, MOST_CPU_DEVICES), 0, -1)
         if batch_size % devices == 0
     )
-
-
-def available_cores() -> int:
-    """Number of cores that this process may keep busy: those it may run on, within its control group's CPU quota."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):  # no such group, or "max"
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        cores = min(cores, max(1, round(int(quota) / int(period))))
-    return cores
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -1,5 +1,6 @@
-"""What is recorded about each start of a run: command, versions, devices, times."""
+"""What is recorded about each start of a run: command, versions, devices, times; and the cores it may use."""
 
+import contextlib
 import datetime
 import importlib.metadata
 import os
@@ -100,6 +101,15 @@ def peak_device_bytes(mesh: "Mesh") -> int | None:
     """The most memory in bytes that any device of the mesh has used so far; None on a CPU, which does not count it."""
     peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in mesh.local_devices]
     return max((peak for peak in peaks if peak is not None), default=None)
+
+
+def available_cores() -> int:
+    """Number of cores that this process may keep busy: those it may run on, within its control group's CPU quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # no such group, or "max"
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cores = min(cores, max(1, round(int(quota) / int(period))))
+    return cores
 
 
 def _git() -> dict[str, Any] | None:

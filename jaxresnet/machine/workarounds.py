@@ -56,6 +56,18 @@ def own_process() -> None:
     os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 
 
+def silence_ray() -> None:
+    """Have Ray, to which this process is connected, print nothing of its own, as it does on stdout in any case.
+
+    ray 2.60 prints each loss of a worker among the lines of the command, several lines long and in colour, also with
+    `log_to_driver=False`, which covers only what workers print. No upstream issue is known. Can go when that or another
+    public setting covers it.
+    """
+    from ray._private import worker  # pyright: ignore[reportMissingImports]
+
+    worker._worker_logs_enabled = False
+
+
 def load_tensorflow() -> Any:
     """Import tensorflow, which takes several seconds the first time. Returns the module.
 

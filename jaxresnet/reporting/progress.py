@@ -138,18 +138,23 @@ class Reporter:
 
     def epoch(self, record: EpochRecord) -> None:
         """Show the record of a finished epoch, and write it as events."""
-        parts = [f"epoch {record.epoch}/{self._epochs}"]
-        for split in SPLITS:
-            if (loss := record.loss(split)) is not None:
-                parts.append(f"{split} loss {loss:.4f} accuracy {record.accuracy(split):.2%}")
-            if split != "train" and (average := record.accuracy(f"{split}_average")) is not None:
-                parts.append(f"of the average {average:.2%}")
-        parts.append(f"rate {record.learning_rate:.4g}")
-        parts.append(f"{record.images_per_second:,.0f} images/s")
-        self.message("  ".join(parts))
+        self.message(epoch_line(record, self._epochs))
         scalars = {key: value for key, value in record.as_json().items() if key not in ("epoch", "step")}
         self._events.add(record.step, scalars)
         self._due = time.monotonic() + self._interval
+
+
+def epoch_line(record: EpochRecord, epochs: int) -> str:
+    """The line that tells of a finished epoch of `epochs`."""
+    parts = [f"epoch {record.epoch}/{epochs}"]
+    for split in SPLITS:
+        if (loss := record.loss(split)) is not None:
+            parts.append(f"{split} loss {loss:.4f} accuracy {record.accuracy(split):.2%}")
+        if split != "train" and (average := record.accuracy(f"{split}_average")) is not None:
+            parts.append(f"of the average {average:.2%}")
+    parts.append(f"rate {record.learning_rate:.4g}")
+    parts.append(f"{record.images_per_second:,.0f} images/s")
+    return "  ".join(parts)
 
 
 def headline(plan: Plan, mesh: "Mesh") -> str:

@@ -223,13 +223,13 @@ def test_a_sweep_that_is_stopped_as_its_run_ends_stops(
         def terminate(self) -> None:
             self.terminated += 1
 
-        def communicate(self) -> tuple[None, str]:
+        def communicate(self, timeout: float | None = None) -> tuple[None, str]:
             os.kill(os.getpid(), number)
             os.kill(os.getpid(), signal.SIGHUP)  # a terminal that closes does not insist
             assert self.terminated == 1
             return None, ""
 
-    monkeypatch.setattr(sweep_module.subprocess, "Popen", Ended)
+    monkeypatch.setattr("jaxresnet.engines.process.subprocess.Popen", Ended)
     with pytest.raises(Interrupted, match=f"the sweep stopped in {tmp_path}: this run is finished") as caught:
         sweep_module.train(["--workdir", str(tmp_path)])
     assert caught.value.exit_code == code

@@ -9,7 +9,7 @@ import pytest
 from helpers import mesh_of
 
 from jaxresnet.errors import UserError
-from jaxresnet.machine import devices
+from jaxresnet.machine import devices, environment
 from jaxresnet.machine.devices import (
     automatic_cpu_devices,
     available_cores,
@@ -110,6 +110,6 @@ def test_cores_end_at_the_control_groups_share(
             raise FileNotFoundError
         return quota
 
-    monkeypatch.setattr(devices.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    monkeypatch.setattr(devices, "Path", lambda _: SimpleNamespace(read_text=read_text))
+    monkeypatch.setattr(environment.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(environment, "Path", lambda _: SimpleNamespace(read_text=read_text))
     assert available_cores() == expected

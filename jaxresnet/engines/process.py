@@ -1,0 +1,128 @@
+"""One run of a sweep: whether it is finished, and its training in a process of its own."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+from jaxresnet.config.flags import to_arguments
+from jaxresnet.config.schema import setting_values
+from jaxresnet.errors import Interrupted, UserError, printable
+from jaxresnet.machine.signals import INSISTING, stop_signals
+from jaxresnet.plan import Plan
+from jaxresnet.runs.workdir import Workdir
+
+
+def checked(path: Path, plan: Plan) -> Workdir:
+    """The folder of a run of `plan`. Raises UserError if it holds another run, or something else."""
+    folder = Workdir(path)
+    folder.check(plan)
+    return folder
+
+
+def standing(path: Path, plan: Plan) -> tuple[bool, str]:
+    """Whether the run of `plan` in `path` is finished, and what is wrong with its folder, "" if nothing is."""
+    try:
+        return checked(path, plan).finished(plan.config.epochs) is not None, ""
+    except (UserError, OSError) as error:  # of this run alone: the others go on
+        return False, printable(str(error))
+
+
+def run_arguments(path: Path, plan: Plan, device: str) -> list[str]:
+    """The arguments with which jaxresnet.train trains the run of `plan` in `path`; the path is the second one."""
+    # All settings as flags: the file may have changed since it was read.
+    return ["--workdir", str(path), "--device", device, *to_arguments(setting_values(plan.config))]
+
+
+def problem_of(code: int, said: str) -> str:
+    """Why a run failed that ended with the exit code `code` and the last line `said`; "" if it did not fail."""
+    return (said.removeprefix("error: ") or f"exit code {code}") if code else ""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a training process ended: its exit code, as a shell gives it, and what it wrote on stderr.
+
+    `received` are the numbers of the signals that came meanwhile.
+    """
+
+    code: int
+    errors: str
+    received: Sequence[int]
+
+    @property
+    def said(self) -> str:
+        """The last line on stderr, "" if there is none."""
+        return (self.errors.strip().splitlines() or [""])[-1]
+
+
+def supervise(
+    arguments: Sequence[str],
+    *,
+    launcher: Sequence[str] = (),
+    stdout: IO[str] | None = None,
+    pass_fds: Sequence[int] = (),
+    poll: float | None = None,
+) -> Ended:
+    """Run jaxresnet.train with `arguments` in its own process, to its end.
+
+    The `stop_signals` are passed on to it as SIGTERM, so that it can save before it stops. `launcher` is the beginning
+    of a command that runs the rest of its arguments as a command. `stdout` and `pass_fds` are as for subprocess. With
+    `poll`, this thread looks for signals every so many seconds, because Ray only pretends to send one.
+    """
+    received: list[int] = []
+    process: subprocess.Popen[str] | None = None
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        if process and (number in INSISTING or not received):
+            process.terminate()
+        received.append(number)
+
+    previous = {number: signal.signal(number, pass_on) for number in stop_signals()}
+    try:
+        process = subprocess.Popen(
+            [*launcher, sys.executable, "-m", "jaxresnet.train", *arguments],
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            process_group=0,  # so that the terminal does not send it a second Ctrl-C
+            pass_fds=pass_fds,
+        )
+        if received:  # before the process existed
+            process.terminate()
+        errors = _errors_of(process, poll)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    return Ended(_shell_code(process.returncode), errors, received)
+
+
+def _errors_of(process: "subprocess.Popen[str]", poll: float | None) -> str:
+    """Wait for the process. Returns what it wrote on stderr."""
+    while True:
+        try:
+            return process.communicate(timeout=poll)[1]
+        except subprocess.TimeoutExpired:
+            pass
+
+
+def _shell_code(code: int) -> int:
+    return code if code >= 0 else 128 - code
+
+
+def train(arguments: Sequence[str]) -> tuple[int, str]:
+    """Run jaxresnet.train in its own process. Returns its exit code, as a shell gives it, and its last line on stderr.
+
+    Raises Interrupted after one of the `stop_signals`, or if the run was stopped by one that was sent to it alone.
+    """
+    ended = supervise(arguments)
+    said = ended.said
+    if stopped := ended.received or [number for number in stop_signals() if ended.code == 128 + number]:
+        said = said or (f"exit code {ended.code}" if ended.code else "this run is finished")
+        raise Interrupted(f"the sweep stopped in {arguments[1]}: {said}", stopped[0])
+    return ended.code, said

@@ -1,0 +1,61 @@
+"""What a worker of Ray does for a run of a sweep. This module loads no Ray."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxresnet.engines.cores import cores_for_a_run
+from jaxresnet.engines.process import Ended, supervise
+from jaxresnet.errors import UserError
+from jaxresnet.runs.files import lock_folder
+
+LOCK_SECONDS = 100.0
+"""How long a start waits for a folder in use: a run whose worker was lost is still saving. A file server (NFS 4) frees
+the locks of a lost machine after 90 seconds."""
+
+POLL_SECONDS = 0.2
+"""Seconds until a run notices that the sweep stops."""
+
+
+class RunLost(Exception):
+    """A run was ended from outside, not by the sweep: it is to be started again."""
+
+
+def train_here(arguments: Sequence[str], cores: int, log: Path) -> tuple[int, str]:
+    """Run jaxresnet.train on `cores` cores of this machine. Returns its exit code and its last line on stderr.
+
+    What it prints is added to the file `log`, which must be there already. Raises RunLost if it is to be started again.
+    """
+    workdir = Path(arguments[1])
+    if not log.is_file():  # a machine that joined later than the sweep began
+        return 1, f"{log} is not on {os.uname().nodename}: expected a --workdir that all machines share"
+    wait_until_free(workdir)
+    with log.open("a", encoding="utf-8") as output, cores_for_a_run(cores) as held:
+        launcher = [sys.executable, "-m", "jaxresnet.engines.bound", str(os.getpid())]
+        ended = supervise(arguments, launcher=launcher, stdout=output, pass_fds=held, poll=POLL_SECONDS)
+        output.write(ended.errors)
+    if lost(ended):
+        raise RunLost(f"exit code {ended.code}")
+    return ended.code, ended.said
+
+
+def lost(ended: Ended) -> bool:
+    """Whether a run was ended by a signal that the sweep did not send: to its process, or to the worker.
+
+    Ray passes a request of the sweep on as SIGINT, and sends nothing else but when it ends the worker.
+    """
+    return ended.code > 128 and signal.SIGINT not in ended.received
+
+
+def wait_until_free(workdir: Path, seconds: float = LOCK_SECONDS) -> None:
+    """Wait until no process trains in a folder, for at most `seconds`. Then jaxresnet.train will tell who does."""
+    until = time.monotonic() + seconds
+    while workdir.is_dir() and time.monotonic() < until:
+        try:
+            with lock_folder(workdir):
+                return
+        except UserError:
+            time.sleep(POLL_SECONDS)

@@ -1,4 +1,4 @@
-"""Speed on this machine: train step, evaluation, convolutions, input pipeline and a run's start, with their limits.
+"""Speed on this machine: train step, evaluation, smaller images, convolutions, input pipeline and a run's start.
 
     python benchmarks/speed.py --output results/speed/cpu
 
@@ -26,7 +26,7 @@ from jaxresnet.plan import Plan, resolve
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-PARTS = ("steps", "convolutions", "input", "start")
+PARTS = ("steps", "sizes", "convolutions", "input", "start")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -95,10 +95,11 @@ def measurements(args: argparse.Namespace, plan: Plan, mesh: "Mesh") -> dict[str
     from speed_parts.convolutions import measure_convolutions
     from speed_parts.input import measure_input
     from speed_parts.start import measure_start
-    from speed_parts.steps import measure_steps
+    from speed_parts.steps import measure_sizes, measure_steps
 
     return {
         "steps": lambda: measure_steps(plan, args.precisions, mesh, args.rounds, args.seconds),
+        "sizes": lambda: measure_sizes(plan, mesh, args.rounds, args.seconds),
         "convolutions": lambda: measure_convolutions(plan, mesh, min(args.seconds, 0.2)),
         "input": lambda: measure_input(plan.config, args.rounds, args.seconds),
         "start": lambda: measure_start(args.config, plan, args.device),

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from jaxresnet.config.schema import Config
 from jaxresnet.data.batches import train_batches, zero_batch
+from jaxresnet.data.resolution import Size
 from jaxresnet.data.sources import open_source
 from jaxresnet.data.splits import Split, load_splits
 from jaxresnet.errors import UserError
@@ -25,12 +26,13 @@ from jaxresnet.machine.devices import (
     shard_batch,
 )
 from jaxresnet.machine.environment import describe_environment, peak_device_bytes
-from jaxresnet.machine.memory import check_memory, out_of_memory_told
+from jaxresnet.machine.memory import check_memory, free_bytes, out_of_memory_told
 from jaxresnet.machine.signals import Background, Stop
 from jaxresnet.machine.workarounds import load_tensorflow
 from jaxresnet.network.cpu_convolution import convolution_for
 from jaxresnet.plan import Plan, resolve
-from jaxresnet.reporting.progress import Reporter, closing_lines, headline, schedule_notes
+from jaxresnet.programs import Program, TrainPrograms
+from jaxresnet.reporting.progress import Reporter, closing_lines, headline, schedule_notes, size_notes
 from jaxresnet.runs.checkpoint import Checkpoints
 from jaxresnet.runs.records import EvaluationRecord, evaluated_split
 from jaxresnet.runs.workdir import Workdir
@@ -57,12 +59,14 @@ def fit(
         mesh = mesh or local_mesh()
         check_batch_size(config.batch_size, mesh.devices.size)
         plan = with_devices(plan, mesh)
-        say(headline(plan, mesh), *schedule_notes(plan, folder.config()))
+        saved = folder.config()
+        say(headline(plan, mesh), *size_notes(plan, saved), *schedule_notes(plan, saved))
         # Import TensorFlow, compile and load the data at the same time, because none of them keeps two cores busy.
         Background(load_tensorflow)
         learner = make_learner(plan, convolution_for(mesh))
         template = state_template(learner, replicated(mesh))
-        compiling = Background(lambda: compile_steps(learner, template, mesh))
+        size = plan.size_at(folder.newest_saved_step())  # where the run goes on, unless that one is damaged
+        compiling = Background(lambda: compile_steps(learner, template, mesh, size))
         names = {"train", "test", config.evaluation.split}
         splits = stop.run(
             lambda: load_splits(source, names, config.data.validation_examples), "loading the data"
@@ -86,22 +90,33 @@ def with_devices(plan: Plan, mesh: Mesh) -> Plan:
     return plan.with_config(plan.config.replace({"cpu_devices": mesh.devices.size}))
 
 
-def compile_steps(learner: Learner, template: TrainState, mesh: Mesh) -> CompiledSteps:
-    """Trace and compile the two steps of a run, once for the whole run, for states like `template`.
+def compile_steps(
+    learner: Learner, template: TrainState, mesh: Mesh, size: Size | None = None
+) -> CompiledSteps:
+    """Trace and compile the two steps of a run, for states like `template`.
 
-    Apart from them only the initialisation is jitted. Raises UserError if the train step needs more memory than is
-    free.
+    The train step is compiled for images of `size`, by default the data's own, and once for each other size that its
+    programs are asked to begin with. The evaluation has the data's own size. Apart from these steps only the
+    initialisation is jitted. Raises UserError if the train step needs more memory than is free.
     """
     began = time.monotonic()
-    config, image_shape = learner.plan.config, learner.plan.info.image_shape
-    batch = shard_batch(mesh, zero_batch(config, image_shape))
+    config, (*own, channels) = learner.plan.config, learner.plan.info.image_shape
     hyperparameters = jax.device_put(make_hyperparameters(learner.plan), replicated(mesh))
     train_step = jax.jit(make_train_step(learner), donate_argnums=1, out_shardings=replicated(mesh))
-    compiled = train_step.lower(hyperparameters, template, batch).compile()
-    check_memory(config.batch_size, mesh, compiled)
-    plain = batch._replace(other=None, share=None)
+    free = functools.cache(free_bytes)  # later, steps in progress hold memory that the next program will have
+
+    def compile_train(size: Size) -> Program:
+        batch = shard_batch(mesh, zero_batch(config, (*size, channels)))
+        compiled = train_step.lower(hyperparameters, template, batch).compile()
+        check_memory(config.batch_size, mesh, compiled, free())
+        return functools.partial(compiled, hyperparameters)
+
+    train, first = TrainPrograms(compile_train), size or (own[0], own[1])
+    train.begin([first])
+    train.of(first)
+    plain = shard_batch(mesh, zero_batch(config, (own[0], own[1], channels)))
+    plain = plain._replace(other=None, share=None)
     eval_step = jit_eval_step(learner, mesh).lower(template.variables, template.metrics, plain).compile()
-    train = functools.partial(compiled, hyperparameters)
     return CompiledSteps(train, eval_step, round(time.monotonic() - began, 1))
 
 

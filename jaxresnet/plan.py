@@ -7,6 +7,7 @@ from pathlib import Path
 from jaxresnet.config.files import load_config
 from jaxresnet.config.schema import Config
 from jaxresnet.data.info import DatasetInfo
+from jaxresnet.data.resolution import Phase, Size, phases_of, problems_of
 from jaxresnet.data.sources import open_source
 from jaxresnet.errors import UserError
 
@@ -49,6 +50,22 @@ class Plan:
         """Number of steps in which the learning rate rises, fewer than `schedule_steps`."""
         return int(self.config.optimizer.warmup * self.schedule_steps)
 
+    @property
+    def phases(self) -> list[Phase]:
+        """The phases of the run, one for each size of its images; the last one is at the data's own size."""
+        return phases_of(self.config.resolution, self.total_steps, self.info.image_shape[:2])
+
+    def size_at(self, step: int) -> Size:
+        """The size of the images after `step` steps, in the batch of the next one; at the end, that of the last."""
+        return next((phase.size for phase in self.phases if step < phase.end), self.phases[-1].size)
+
+    def pixels(self, start: int, end: int) -> int:
+        """Pixels that the steps from `start` to before `end` take, of one example in each: what the work grows with."""
+        within = [
+            (max(start, phase.start), min(end, phase.end), math.prod(phase.size)) for phase in self.phases
+        ]
+        return sum(max(0, last - first) * area for first, last, area in within)
+
     def with_config(self, config: Config) -> "Plan":
         """The plan of another configuration on the same data set. Raises what `resolve` raises."""
         return resolve(config, self.info)
@@ -82,6 +99,7 @@ def _problems(plan: Plan) -> list[str]:
         problems.append(
             f"model.stage_strides: expected a product that divides the image size {size}, found {total_stride}"
         )
+    problems += problems_of(config.resolution, info.image_shape[:2], total_stride)
     if config.augment.crop_padding >= size:
         problems.append(
             f"augment.crop_padding: expected less than the image size {size}, "

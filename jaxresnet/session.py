@@ -11,6 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from jaxresnet.data.batches import Batch
+from jaxresnet.data.resolution import size_text
 from jaxresnet.data.splits import Split
 from jaxresnet.errors import UserError
 from jaxresnet.learning.learner import Learner
@@ -20,6 +21,7 @@ from jaxresnet.learning.state import TrainState
 from jaxresnet.learning.step import EvalStep
 from jaxresnet.machine.devices import replicated
 from jaxresnet.machine.signals import Stop
+from jaxresnet.programs import TrainPrograms
 from jaxresnet.reporting.progress import Reporter
 from jaxresnet.runs.checkpoint import Checkpoints
 from jaxresnet.runs.records import EpochRecord, EvaluationRecord, best_epoch, write_evaluation
@@ -32,12 +34,12 @@ the reaction to signals and errors."""
 
 
 class CompiledSteps(NamedTuple):
-    """The two steps of a run, compiled for its batch size, and the `seconds` that compiling took.
+    """The two steps of a run, compiled for its batch size, and the `seconds` that it took to compile them.
 
-    `train` has the run's hyperparameters already.
+    `train` is compiled for the first size of images, and later for others.
     """
 
-    train: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+    train: TrainPrograms
     evaluate: EvalStep
     seconds: float
 
@@ -78,6 +80,20 @@ class Saving:
             f"interrupted: saved at step {int(state.step):,} in {self.folder.path}; "
             "run the same command again to resume"
         )
+
+    def stop_if_asked(self, epoch: int, state: TrainState, seconds: float) -> None:
+        """On a request to stop, note the `seconds` of training not yet noted, and do as `save_and_stop`."""
+        if self.stop.requested:
+            self.folder.starts.add_train_seconds(seconds)
+            self.save_and_stop(epoch, state)
+
+    def is_best(self, record: EpochRecord) -> bool:
+        """Whether an epoch, whose record is written, was evaluated and is the best one so far."""
+        split = self.learner.plan.config.evaluation.split
+        if split == "none" or record.accuracy(split) is None:
+            return False
+        best = best_epoch(self.folder.epochs.read(), split)
+        return best is not None and best.epoch == record.epoch
 
     def require_finite(self, epoch: int, metrics: Metrics) -> None:
         """Raise UserError if a step of the epoch had a loss or gradient that was not finite."""
@@ -141,17 +157,9 @@ class Session:
         empty = jax.device_put(Metrics.empty(self.learner.plan.info.classes), replicated(self.mesh))
         state = state.replace(metrics=empty)
         due = epoch + 1 == config.epochs or (epoch + 1) % config.checkpoint.every_epochs == 0
-        if due or self.is_best(record):
+        if due or self.saving.is_best(record):
             self.saving.checkpoints.save(state, evaluated.weights.accuracy if evaluated else None)
         return state, evaluated
-
-    def is_best(self, record: EpochRecord) -> bool:
-        """Whether an epoch, whose record is written, was evaluated and is the best one so far."""
-        split = self.learner.plan.config.evaluation.split
-        if split == "none" or record.accuracy(split) is None:
-            return False
-        best = best_epoch(self.saving.folder.epochs.read(), split)
-        return best is not None and best.epoch == record.epoch
 
     def train(
         self, epoch: int, state: TrainState, batches: Iterator[Batch]
@@ -160,22 +168,27 @@ class Session:
 
         Returns the state there, the seconds this process took for its part of the epoch, and its images per second.
         """
-        config, first = self.learner.plan.config, int(state.step)
-        end = self.learner.plan.end_step(epoch + 1)
+        plan, config, first = self.learner.plan, self.learner.plan.config, int(state.step)
+        end, phases = plan.end_step(epoch + 1), plan.phases
+        self.compiled.train.begin(phase.size for phase in phases if phase.end > first)
         began = noted = time.monotonic()
         in_flight: deque[Metrics] = deque()
         for step in range(first + 1, end + 1):
-            state, metrics = self.compiled.train(state, next(batches))
+            batch = next(batches)
+            if any(phase.start == step - 1 for phase in phases[1:]):
+                self.reporter.message(
+                    f"from step {step:,} on, images have {size_text(plan.size_at(step - 1))}"
+                )
+            waited = wait_for_program(self, epoch, state, batch, noted)
+            began, noted = began + waited, noted + waited
+            state, metrics = self.compiled.train(state, batch)
             in_flight.append(metrics)
             if len(in_flight) > STEPS_IN_FLIGHT:
                 metrics = jax.block_until_ready(in_flight.popleft())
                 if self.reporter.due():
-                    done = step - STEPS_IN_FLIGHT
-                    self.report(epoch, done, metrics, (time.monotonic() - began) / (done - first))
+                    self.report(epoch, first, step - STEPS_IN_FLIGHT, metrics, time.monotonic() - began)
             minutes, elapsed = config.checkpoint.every_minutes, time.monotonic() - noted
-            if self.saving.stop.requested:
-                self.saving.folder.starts.add_train_seconds(elapsed)
-                self.saving.save_and_stop(epoch, state)
+            self.saving.stop_if_asked(epoch, state, elapsed)
             if minutes and elapsed > 60 * minutes:
                 self.saving.folder.starts.add_train_seconds(elapsed)
                 self.saving.save(epoch, state)
@@ -185,11 +198,16 @@ class Session:
         seconds, images = time.monotonic() - began, (end - first) * config.batch_size
         return state, round(seconds, 3), round(images / seconds if images else 0.0, 1)
 
-    def report(self, epoch: int, step: int, metrics: Metrics, seconds_per_step: float) -> None:
-        """Show the epoch's metrics after `step`. Raises UserError if a loss or gradient was not finite."""
+    def report(self, epoch: int, first: int, step: int, metrics: Metrics, seconds: float) -> None:
+        """Show the epoch's metrics after `step`; this process has trained for `seconds` since the step `first`.
+
+        Raises UserError if a loss or gradient was not finite.
+        """
         metrics, plan = jax.device_get(metrics), self.learner.plan
         self.saving.require_finite(epoch, metrics)
-        rate, left = plan.config.batch_size / seconds_per_step, (plan.total_steps - step) * seconds_per_step
+        rate = plan.config.batch_size * (step - first) / seconds
+        # A step's time grows with the pixels of its images.
+        left = seconds * plan.pixels(step, plan.total_steps) / plan.pixels(first, step)
         self.reporter.step(epoch + 1, step, metrics.loss, metrics.accuracy, rate, left)
 
     def evaluate_epoch(self, epoch: int, state: TrainState) -> Evaluated | None:
@@ -225,6 +243,20 @@ class Session:
                 raise self.saving.not_finite(f"the loss on the {split} split after step {int(state.step):,}")
             found.append(metrics)
         return Evaluated(*found)
+
+
+def wait_for_program(session: Session, epoch: int, state: TrainState, batch: Batch, noted: float) -> float:
+    """Wait until the program for the next `batch` after `state` is compiled. Returns the seconds that this took.
+
+    On a request to stop meanwhile, saves and stops; the time of training is recorded up to the moment `noted`.
+    """
+    size, began, train = batch.image.shape[1:3], time.monotonic(), session.compiled.train
+    if train.ready(size):
+        return 0.0
+    session.reporter.message(f"waiting for the step on {size_text(size)} to be compiled")
+    while not train.ready(size, 0.05):
+        session.saving.stop_if_asked(epoch, state, began - noted)
+    return time.monotonic() - began
 
 
 def evaluate_end(session: Session, state: TrainState, last: Evaluated | None) -> EvaluationRecord:

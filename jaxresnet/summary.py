@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from jaxresnet.config.flags import ArgumentParser, add_config_arguments, config_from_arguments
+from jaxresnet.data.resolution import Phase, size_text
 from jaxresnet.data.sources import open_source
 from jaxresnet.errors import run_command
 from jaxresnet.machine.memory import require_address_space
@@ -32,13 +33,29 @@ def main(argv: Sequence[str]) -> None:
     plan = resolve(config, open_source(config.data, source).info, source)
 
     require_address_space(1.5)
-    from jaxresnet.network.describe import describe  # here, so that --help is answered at once
+    from jaxresnet.network.describe import (
+        describe,
+        macs_of_phases,
+    )  # here, so that --help is answered at once
 
-    print(as_text(describe(plan)))
+    print(as_text(describe(plan), training_notes(plan.phases, macs_of_phases(plan))))
 
 
-def as_text(layers: "list[LayerInfo]") -> str:
-    """The layers as a table of text, with the totals below it."""
+def training_notes(phases: Sequence[Phase], macs: Sequence[int]) -> list[str]:
+    """If the size of the training images changes: the `macs` of each of the phases, and their mean over the steps."""
+    if len(phases) == 1:
+        return []
+    steps = [phase.end - phase.start for phase in phases]
+    mean = sum(each * count for each, count in zip(macs, steps, strict=True)) / sum(steps)
+    lines = [
+        f"MACs per image of {size_text(phase.size)}, in {count:,} of the steps: {each:,}"
+        for phase, count, each in zip(phases, steps, macs, strict=True)
+    ]
+    return [*lines, f"mean MACs per training image: {mean:,.0f} ({mean / macs[-1]:.1%} of the last)"]
+
+
+def as_text(layers: "list[LayerInfo]", notes: Sequence[str] = ()) -> str:
+    """The layers as a table of text, with the totals below it, and `notes` before the last of these."""
     rows = [("layer", "kind", "output", "parameters", "MACs")]
     for layer in layers:
         shape = " x ".join(map(str, layer.output_shape))
@@ -53,6 +70,7 @@ def as_text(layers: "list[LayerInfo]") -> str:
     ]
     lines.append("stage0_block0 is the first block of stage 1: layer1.0 in exported weights")
     lines.append(f"total MACs per image: {sum(layer.macs for layer in layers):,}")
+    lines += notes
     lines.append(f"total parameters: {sum(layer.parameters for layer in layers):,}")
     return "\n".join(lines)
 

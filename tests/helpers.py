@@ -18,11 +18,13 @@ from jax.sharding import Mesh
 from jaxresnet.config.schema import Config
 from jaxresnet.data.batches import Batch
 from jaxresnet.data.sources import open_source
-from jaxresnet.learning.learner import Learner, make_hyperparameters, random_key
+from jaxresnet.learning.learner import Learner, make_hyperparameters, make_learner, random_key
 from jaxresnet.learning.metrics import Metrics
-from jaxresnet.learning.state import TrainState, make_init
+from jaxresnet.learning.state import TrainState, make_init, state_template
 from jaxresnet.learning.step import make_train_step
+from jaxresnet.machine.devices import replicated
 from jaxresnet.plan import Plan, resolve
+from jaxresnet.runs.checkpoint import Checkpoints
 from jaxresnet.runs.workdir import Workdir
 
 ROOT = Path(__file__).parent.parent
@@ -73,6 +75,20 @@ def timeless_records(workdir: Path) -> list[dict[str, Any]]:
     """The records in a run's metrics.jsonl, without the measured times."""
     records = [record.as_json() for record in Workdir(workdir).epochs.read()]
     return [{key: value for key, value in record.items() if "second" not in key} for record in records]
+
+
+def final_state(workdir: Path, config: Config) -> TrainState:
+    """The newest state that a run of `config` on four devices has saved."""
+    template = state_template(make_learner(plan_of(config)), replicated(mesh_of(4)))
+    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+        return jax.device_get(checkpoints.restore(checkpoints.saved_steps()[-1], template))
+
+
+def assert_same_run(workdir: Path, expected: Path, config: Config) -> None:
+    """Both runs of `config` have the same records, evaluation and last state, to the bit."""
+    assert timeless_records(workdir) == timeless_records(expected)
+    assert (workdir / "evaluation.json").read_text() == (expected / "evaluation.json").read_text()
+    jax.tree.map(np.testing.assert_array_equal, final_state(workdir, config), final_state(expected, config))
 
 
 @contextlib.contextmanager

@@ -42,6 +42,26 @@ BAD_SETTINGS: list[tuple[dict[str, Any], str]] = [
         {"augment.crop_padding": 32},
         "augment.crop_padding: expected less than the image size 32, found 32",
     ),
+    (
+        {"resolution.sizes": (16, 24), "resolution.shares": (0.5,)},
+        "resolution.sizes and shares: expected equal lengths, found 2 and 1",
+    ),
+    (
+        {"resolution.sizes": (24, 16), "resolution.shares": (0.3, 0.3)},
+        "resolution.sizes: expected increasing sizes below the image size 32, found [24, 16]",
+    ),
+    (
+        {"resolution.sizes": (16, 32), "resolution.shares": (0.3, 0.3)},
+        "resolution.sizes: expected increasing sizes below the image size 32, found [16, 32]",
+    ),
+    (
+        {"resolution.sizes": (16, 20), "resolution.shares": (0.3, 0.3)},
+        "resolution.sizes: expected sizes whose sides the product of model.stage_strides divides, 8, found 20",
+    ),
+    (
+        {"resolution.sizes": (8, 16, 24), "resolution.shares": (0.7, 0.2, 0.1)},
+        "resolution.shares: expected a sum below 1, since the rest is at the image size, found 1",
+    ),
     ({"augment.cutout": 33}, "augment.cutout: expected at most the image size 32, found 33"),
 ]
 
@@ -71,6 +91,38 @@ def test_the_bounds_themselves_fit():
     assert plan_of(
         settings={"augment.crop_padding": 31, "augment.cutout": 32, "model.stage_strides": (1, 2, 4, 4)}
     )
+
+
+def test_the_phases_of_the_papers_run():
+    plan = plan_of(settings={"resolution.sizes": (16, 24), "resolution.shares": (0.25, 0.35)})
+    # A quarter of 15,625 steps is 3,906.25, and 0.6 of them are 9,375.
+    assert plan.phases == [(0, 3906, (16, 16)), (3906, 9375, (24, 24)), (9375, 15_625, (32, 32))]
+    sides = {0: 16, 3905: 16, 3906: 24, 9374: 24, 9375: 32, 15_624: 32, 15_625: 32}
+    assert {step: plan.size_at(step) for step in sides} == {step: (n, n) for step, n in sides.items()}
+    assert plan.pixels(3900, 3910) == 6 * 16**2 + 4 * 24**2
+    assert plan.pixels(9375, 15_625) == 6250 * 32**2
+    assert plan_of().phases == [(0, 15_625, (32, 32))]
+
+
+def test_a_phase_without_a_step_is_left_out_and_the_last_one_has_one():
+    settings = {"epochs": 1, "data.name": "digits", "resolution.sizes": (8, 16, 24)}
+    one = plan_of(settings=settings | {"batch_size": 1442, "resolution.shares": (0.1, 0.1, 0.7)})
+    assert one.phases == [(0, 1, (32, 32))]
+    most = plan_of(settings=settings | {"batch_size": 600, "resolution.shares": (0.5, 1e-9, 0.49)})
+    assert most.phases == [(0, 1, (8, 8)), (1, 2, (32, 32))]
+    nearly = {"resolution.sizes": (8,), "resolution.shares": (1 - 2**-53,)}
+    assert plan_of(settings=nearly).phases == [(0, 15_624, (8, 8)), (15_624, 15_625, (32, 32))]
+
+
+def test_the_sizes_of_oblong_images_are_their_shorter_sides():
+    oblong = dataclasses.replace(INFO, image_shape=(32, 64, 3))
+    schedule = {"resolution.sizes": (16,), "resolution.shares": (0.5,)}
+    assert resolve(Config().replace(schedule), oblong).size_at(0) == (16, 32)
+    uneven = dataclasses.replace(INFO, image_shape=(32, 48, 3))
+    config = Config().replace(schedule | {"model.stage_strides": (1, 2, 2, 2)})
+    assert resolve(config, uneven).size_at(0) == (16, 24)
+    with pytest.raises(UserError, match="divides, 8, found 8"):  # it would be 8 x 12
+        resolve(config.replace({"resolution.sizes": (8,)}), uneven)
 
 
 def test_strides_divide_both_sides_of_an_image():

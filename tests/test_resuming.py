@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from helpers import at_step, mesh_of, plan_of, timeless_records
+from helpers import assert_same_run, at_step, final_state, mesh_of, plan_of, timeless_records
 
 from jaxresnet import fit as fit_module
 from jaxresnet import session
@@ -22,26 +22,13 @@ from jaxresnet.errors import Interrupted, UserError
 from jaxresnet.fit import check_records, fit
 from jaxresnet.learning.learner import make_learner
 from jaxresnet.learning.metrics import Metrics
-from jaxresnet.learning.state import TrainState, state_template
-from jaxresnet.machine.devices import replicated
+from jaxresnet.learning.state import TrainState
 from jaxresnet.runs.checkpoint import Checkpoints
 from jaxresnet.runs.groups import read_histories
 from jaxresnet.runs.records import read_evaluation
 from jaxresnet.runs.workdir import Workdir
 from jaxresnet.trained.evaluation import evaluate_whole
 from jaxresnet.trained.load import load_run
-
-
-def final_state(workdir: Path, config: Config) -> TrainState:
-    template = state_template(make_learner(plan_of(config)), replicated(mesh_of(4)))
-    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
-        return jax.device_get(checkpoints.restore(checkpoints.saved_steps()[-1], template))
-
-
-def assert_same_run(workdir: Path, expected: Path, config: Config) -> None:
-    assert timeless_records(workdir) == timeless_records(expected)
-    assert (workdir / "evaluation.json").read_text() == (expected / "evaluation.json").read_text()
-    jax.tree.map(np.testing.assert_array_equal, final_state(workdir, config), final_state(expected, config))
 
 
 def stop_during(monkeypatch: pytest.MonkeyPatch, session_method: str, call: int) -> None:

@@ -16,6 +16,14 @@ TRAIN_STEPS = STEPS | {
     "compile_seconds": "seconds to compile",
     "memory": "MiB of temporary arrays on each device",
 }
+SIZES = {
+    "side": "side of the images",
+    "seconds": "seconds, median",
+    "range": "range",
+    "time": "to the largest",
+    "macs": "multiply-accumulates, to the largest",
+    "memory": "MiB of temporary arrays on each device",
+}
 CONVOLUTIONS = {
     "convolution": "kernel/stride, channels, map",
     "count": "in the network",
@@ -37,6 +45,7 @@ START = {
     "seconds": "seconds of the whole command",
 }
 SECTIONS = {
+    "sizes": ("Train step on smaller images", SIZES),
     "convolutions": ("Convolutions, GFLOP/s", CONVOLUTIONS),
     "input": ("Input pipeline", INPUT),
     "start": ("The whole command, one epoch of a tenth of the images", START),

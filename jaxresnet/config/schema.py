@@ -96,6 +96,16 @@ class AugmentConfig(_Section):
     has one of the two, with probability 1/2."""
 
 
+class ResolutionConfig(_Section):
+    """Training on smaller images first ("progressive resizing"). Off while both lists are empty."""
+
+    sizes: tuple[PositiveInt, ...] = ()
+    """Sides in pixels, in increasing order, of the smaller images that a run begins with; of oblong images, the
+    shorter sides. Then it goes on at the data's own size, which every evaluation has."""
+    shares: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
+    """Share of the run's steps for each of the sizes. What remains is trained at the data's own size."""
+
+
 NO_AUGMENTATION: Mapping[str, Any] = {
     "augment.horizontal_flip": False,
     "augment.alternating_flip": False,
@@ -177,6 +187,7 @@ class Config(_Section):
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
+    resolution: ResolutionConfig = ResolutionConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

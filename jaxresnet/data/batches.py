@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxresnet.config.schema import Config
+from jaxresnet.data.resolution import Phase, phases_of, resize
 from jaxresnet.data.splits import Split
 from jaxresnet.machine.workarounds import load_tensorflow
 
@@ -44,19 +45,22 @@ def train_batches(config: Config, split: Split, start_step: int = 0) -> Iterator
 
     Each epoch has its permutation of all examples, and these follow each other. Batch k holds the positions
     [k B, (k+1) B) of that sequence, so every batch is full and every example is used. The permutation depends on the
-    seed and the epoch, the augmentation on the seed and the step. A late start takes no longer than an early one.
+    seed and the epoch, the augmentation on the seed and the step. A late start takes no longer than an early one. Only
+    the size of the images follows from the length of the run, too, if `config.resolution` changes it: they are resized
+    last, so that all else is as at their own size.
     """
     tf = load_tensorflow()
     examples, batch_size = len(split.labels), config.batch_size
+    steps = config.epochs * examples // batch_size
     # Two seeds, so that no epoch's random numbers are those of a step.
     order_seed, augment_seed = tf.unstack(
         tf.random.split(tf.constant([config.seed, 0], tf.int64), 2, alg="philox")
     )
     indices = _example_order(config, examples, order_seed, start_step)
-    steps = tf.data.Dataset.range(start_step, config.epochs * examples // batch_size)
-    batch = _batch_function(config, split, augment_seed)
+    phases = phases_of(config.resolution, steps, (split.images.shape[1], split.images.shape[2]))
+    batch = _batch_function(config, split, augment_seed, phases)
     batches = (
-        tf.data.Dataset.zip(steps, indices)
+        tf.data.Dataset.zip(tf.data.Dataset.range(start_step, steps), indices)
         .map(batch, num_parallel_calls=os.cpu_count(), deterministic=True)
         .prefetch(4)
     )
@@ -66,7 +70,7 @@ def train_batches(config: Config, split: Split, start_step: int = 0) -> Iterator
     return _as_batches(batches.with_options(options), batch_size)
 
 
-def _batch_function(config: Config, split: Split, augment_seed: Any) -> Any:
+def _batch_function(config: Config, split: Split, augment_seed: Any, phases: list[Phase]) -> Any:
     """A function (step, indices int64 [B]) -> the fields of the batch of these examples, as TensorFlow's tensors."""
     tf = load_tensorflow()
     from jaxresnet.data.augment import augment
@@ -86,8 +90,9 @@ def _batch_function(config: Config, split: Split, augment_seed: Any) -> Any:
         image = augment(config.augment, tf.gather(images, indices), seed, flip)
         label = tf.gather(labels, indices)
         if not mixes(config):
-            return {"image": image, "label": label}
+            return {"image": resize(image, step, phases), "label": label}
         image, share = mix(config.augment, image, stream(seed, MIXING))
+        image = resize(image, step, phases)
         return {"image": image, "label": label, "other": tf.roll(label, 1, axis=0), "share": share}
 
     # Without AutoGraph, which takes a second to translate what has no control flow that depends on tensors.

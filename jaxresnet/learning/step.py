@@ -3,7 +3,7 @@
 They are not jitted here: the caller compiles them. They print nothing, and read no clock or flag.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Literal
 
 import chex
@@ -13,6 +13,7 @@ import optax
 
 from jaxresnet.data.batches import Batch
 from jaxresnet.data.info import DatasetInfo
+from jaxresnet.data.resolution import Size
 from jaxresnet.learning.learner import Hyperparameters, Learner
 from jaxresnet.learning.losses import Loss
 from jaxresnet.learning.metrics import Metrics
@@ -32,24 +33,26 @@ VIEW_WEIGHTS: dict[str, tuple[float, ...]] = {"flip": (0.5, 0.5), "six": (0.25, 
 """The weights of the views of each kind. The unshifted ones count twice as much, as in arXiv:2404.00498."""
 
 
-def check_images(info: DatasetInfo, images: Any) -> None:
+def check_images(info: DatasetInfo, images: Any, sizes: Collection[Size] = ()) -> None:
     """Raise TypeError or ValueError unless `images` are uint8 [B, H, W, C] of the shape that `info` says.
 
-    Float images of 0..1 would become almost black.
+    With `sizes`, their height and width must be among these. Float images of 0..1 would become almost black.
     """
     if images.dtype != jnp.uint8:
         raise TypeError(f"expected uint8 images, found {images.dtype}")
-    if tuple(images.shape[1:]) != info.image_shape:
-        expected = "x".join(map(str, info.image_shape))
+    *own, channels = info.image_shape
+    shapes = [(*size, channels) for size in sizes or [own]]
+    if tuple(images.shape[1:]) not in shapes:
+        expected = " or ".join("x".join(map(str, shape)) for shape in shapes)
         raise ValueError(f"expected images [B, {expected}] as of {info.name}, found {list(images.shape)}")
 
 
-def preprocess(info: DatasetInfo, images: Any) -> jax.Array:
+def preprocess(info: DatasetInfo, images: Any, sizes: Collection[Size] = ()) -> jax.Array:
     """Scale uint8 images [B, H, W, C] to 0..1 and normalise them by the training split's mean and std, in float32.
 
     Raises what `check_images` raises.
     """
-    check_images(info, images)
+    check_images(info, images, sizes)
     mean, std = jnp.asarray(info.mean), jnp.asarray(info.std)
     return (images.astype(jnp.float32) / 255 - mean[None, None, None]) / std[None, None, None]
 
@@ -66,15 +69,16 @@ def make_train_step(learner: Learner) -> TrainStep:
 
     The metrics are in the state, too. They are returned separately so that they can still be read after the state has
     been donated to the next step. The batch is checked when the function is traced: it raises AssertionError for labels
-    or a mask of a wrong shape or dtype, and what `preprocess` raises.
+    or a mask of a wrong shape or dtype, and what `preprocess` raises. The images have the size of one of the plan's
+    phases.
     """
-    info = learner.plan.info
+    info, sizes = learner.plan.info, [phase.size for phase in learner.plan.phases]
 
     def train_step(
         hyperparameters: Hyperparameters, state: TrainState, batch: Batch
     ) -> tuple[TrainState, Metrics]:
         _check_batch(batch)
-        images = preprocess(info, batch.image)
+        images = preprocess(info, batch.image, sizes)
         targets = train_targets(batch, info.classes, learner.plan.config.label_smoothing)
         dropout = dropout_key(hyperparameters.key, state.step)
 

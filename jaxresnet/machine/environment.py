@@ -35,8 +35,8 @@ class Start:
     the package does not lie in a git checkout. `cpu_identity` is the CPU's vendor, family, model and stepping, and
     `cpu_flags` are those of its instruction sets on which speed and rounding depend. `jax_variables` are the
     environment variables that set JAX, whose names begin with JAX_. These fields are None until they are known:
-    `compile_seconds`; `train_seconds`, without compilation and evaluation, up to the last save; `seconds` of the whole
-    start; `peak_device_bytes`, which stays None on a CPU.
+    `compile_seconds`, before the first step; `train_seconds`, without compilation and evaluation, up to the last save;
+    `seconds` of the whole start; `peak_device_bytes`, which stays None on a CPU.
     """
 
     started: str

@@ -74,16 +74,17 @@ def out_of_memory_told(batch_size: int, mesh: "Mesh") -> Iterator[None]:
         ) from error
 
 
-def check_memory(batch_size: int, mesh: "Mesh", step: "jax.stages.Compiled") -> None:
+def check_memory(batch_size: int, mesh: "Mesh", step: "jax.stages.Compiled", free: int | None = None) -> None:
     """Raise UserError if the host has less free memory than the compiled `step` needs on virtual CPU devices.
 
-    Otherwise the system would kill the process, or one device would fail while the others wait for it. A GPU is not
-    checked: running out of its memory raises an error anyway.
+    `free` is that memory in bytes, by default what `free_bytes` says now. Otherwise the system would kill the process,
+    or one device would fail while the others wait for it. A GPU is not checked: running out of its memory raises an
+    error anyway.
     """
     from jaxresnet.machine.devices import on_cpu
 
     devices = mesh.devices.size
-    analysis, free = step.memory_analysis(), free_bytes()
+    analysis, free = step.memory_analysis(), free_bytes() if free is None else free
     if not on_cpu(mesh) or analysis is None or free is None:
         return
     needed = devices * analysis.temp_size_in_bytes

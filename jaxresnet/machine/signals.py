@@ -44,8 +44,8 @@ class Background(Generic[T]):
         except BaseException as error:
             self._outcome.append((False, error))
 
-    def done(self, seconds: float) -> bool:
-        """Whether the function has returned or raised. Waits for that for at most `seconds`."""
+    def done(self, seconds: float | None = None) -> bool:
+        """Whether the function has returned or raised. Waits for that, for at most `seconds` if they are given."""
         self._thread.join(seconds)
         return not self._thread.is_alive()
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
+from jaxresnet.data.resolution import Size
 from jaxresnet.network.resnet import build_model
 from jaxresnet.plan import Plan
 
@@ -30,8 +31,10 @@ class LayerInfo:
     macs: int
 
 
-def describe(plan: Plan) -> list[LayerInfo]:
+def describe(plan: Plan, size: Size | None = None) -> list[LayerInfo]:
     """Every layer with parameters, in the order in which the data passes them. Nothing is computed.
+
+    The images have `size`, by default the data's own.
 
     >>> from jaxresnet.config.schema import Config
     >>> from jaxresnet.data.cifar10 import INFO
@@ -40,7 +43,8 @@ def describe(plan: Plan) -> list[LayerInfo]:
     '4,985,386'
     """
     model = build_model(plan)
-    image = jax.ShapeDtypeStruct((1, *plan.info.image_shape), jnp.float32)
+    *own, channels = plan.info.image_shape
+    image = jax.ShapeDtypeStruct((1, *(size or own), channels), jnp.float32)
     calls: list[tuple[str, tuple[str, ...], tuple[int, ...]]] = []
 
     def record(next_call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
@@ -61,3 +65,8 @@ def describe(plan: Plan) -> list[LayerInfo]:
         parameters = sum(leaf.size for leaf in own.values())
         layers.append(LayerInfo("/".join(path), kind, shape, parameters, macs))
     return layers
+
+
+def macs_of_phases(plan: Plan) -> list[int]:
+    """Multiply-accumulates for one image in each of the plan's phases."""
+    return [sum(layer.macs for layer in describe(plan, phase.size)) for phase in plan.phases]

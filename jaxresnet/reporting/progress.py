@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from jaxresnet.config.schema import Config
+from jaxresnet.data.resolution import size_text
 from jaxresnet.machine.signals import Stop
 from jaxresnet.plan import Plan
 from jaxresnet.reporting.events import Events
@@ -165,6 +166,23 @@ def headline(plan: Plan, mesh: "Mesh") -> str:
         f"{plan.info.name}, {config.epochs} epochs of {plan.train_examples:,} images, "
         f"{plan.total_steps:,} steps of {config.batch_size}"
     )
+
+
+def size_notes(plan: Plan, saved: Config | None) -> list[str]:
+    """The sizes of the training images and the steps after which they change, if they do.
+
+    `saved` is as for `schedule_notes`. If it had other steps, a note says so.
+    """
+    ends = {phase.end: size_text(phase.size) for phase in plan.phases}
+    if len(ends) == 1:
+        return []
+    *parts, last = [f"{size} to step {end:,}" for end, size in ends.items()]
+    notes = [f"training images: {', '.join(parts)}, then {last}"]
+    before = [phase.end for phase in Plan(saved, plan.info).phases] if saved else [*ends]
+    if before[:-1] != [*ends][:-1]:
+        were = " and ".join(f"{end:,}" for end in before[:-1]) or "none"
+        notes.append(f"note: the steps at which their size changes follow --epochs; they were: {were}")
+    return notes
 
 
 def schedule_notes(plan: Plan, saved: Config | None) -> list[str]:

@@ -157,6 +157,11 @@ class Workdir:
         self.epochs.cut(step)
         write_whole(self._config, dump_config(config))  # last: it tells how far the lines may be ahead
 
+    def newest_saved_step(self) -> int:
+        """The step of the newest checkpoint by its name alone, intact or not; 0 if there is none."""
+        names = [entry.name for entry in self.checkpoints.glob("*") if entry.name.isdecimal()]
+        return max(map(int, names), default=0)
+
     def evaluation(self) -> EvaluationRecord | None:
         """The evaluation in evaluation.json; None if there is none."""
         return read_evaluation(self.evaluation_path("latest"))

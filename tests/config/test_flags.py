@@ -1,5 +1,6 @@
 """Command-line flags: laid over a file, validated like it, and any configuration written as flags."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,10 @@ def configurations(draw: st.DrawFn) -> Config:
     def each(values: st.SearchStrategy) -> tuple[int, ...]:
         return tuple(draw(st.lists(values, min_size=stages, max_size=stages)))
 
+    strides = each(st.sampled_from([1, 2]))
+    multiples = range(math.prod(strides), 32, math.prod(strides))
+    sizes = draw(st.sets(st.sampled_from(multiples), max_size=4)) if multiples else set()
+    shares = [draw(numbers(0, 0.99 / len(sizes), exclude_min=True)) for _ in sizes]
     split = st.sampled_from(["test", "none", *(["validation"] if held_out else [])])
     return Config().replace(
         settings
@@ -106,9 +111,11 @@ def configurations(draw: st.DrawFn) -> Config:
             "batch_size": draw(st.integers(1, 1442 - held_out)),
             "model.stage_blocks": each(st.integers(1, 1000 // stages)),
             "model.stage_channels": each(st.integers(1, 65_536)),
-            "model.stage_strides": each(st.sampled_from([1, 2])),
+            "model.stage_strides": strides,
             "data.validation_examples": held_out,
             "augment.alternating_flip": settings["augment.horizontal_flip"] and draw(st.booleans()),
+            "resolution.sizes": tuple(sorted(sizes)),
+            "resolution.shares": tuple(shares),
             "evaluation.split": draw(split),
         }
     )

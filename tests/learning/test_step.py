@@ -73,6 +73,13 @@ def test_images_of_another_size_are_refused(shape: tuple[int, ...]):
     assert str(list(shape)) in str(caught.value)
 
 
+def test_images_of_a_schedules_sizes_are_taken_and_no_others():
+    sizes = [(16, 16), (32, 32)]
+    assert preprocess(INFO, np.zeros((1, 16, 16, 3), np.uint8), sizes).shape == (1, 16, 16, 3)
+    with pytest.raises(ValueError, match=r"16x16x3 or 32x32x3\] as of cifar10, found \[1, 24, 24, 3"):
+        preprocess(INFO, np.zeros((1, 24, 24, 3), np.uint8), sizes)
+
+
 def test_another_data_sets_images_are_normalised_with_its_own_numbers():
     grey = dataclasses.replace(INFO, image_shape=(2, 1, 1), mean=(0.5,), std=(0.25,))
     found = preprocess(grey, np.array([[[[255]], [[0]]]], np.uint8))

@@ -90,7 +90,7 @@ def test_sums_of_bfloat16_are_float32():
     np.testing.assert_allclose(found.astype("f4"), exact[0], rtol=2**-8, atol=1e-3)
 
 
-@pytest.mark.parametrize("size", [8, 16])
+@pytest.mark.parametrize("size", [8, 12, 16])
 def test_fewer_multiplications_round_little_more(size: int):
     """Lavin and Gray's own measure: the relative error against float64, here of random arrays."""
     exact = arrays(16, size, 3, 1, 1)

@@ -16,7 +16,7 @@ from jaxresnet.config.schema import Config
 from jaxresnet.learning.learner import Learner, make_learner
 from jaxresnet.network.blocks import LayerFactory, ResidualBlock
 from jaxresnet.network.cpu_convolution import make_convolution
-from jaxresnet.network.describe import describe
+from jaxresnet.network.describe import describe, macs_of_phases
 from jaxresnet.network.resnet import build_model
 from jaxresnet.plan import Plan
 
@@ -100,6 +100,20 @@ def test_stage_shapes_of_the_paper():
     assert shapes["head"] == (10,)
     assert "stage0_block2/norm2" not in shapes
     assert "stage3_block1/norm2" not in shapes
+
+
+def test_the_work_of_smaller_images():
+    """Of the convolutions it falls with the area; the head has 512 x 10 products at any size."""
+    plan = plan_of(settings={"resolution.sizes": (16, 24), "resolution.shares": (0.2, 0.2)})
+    small, middle, whole = macs_of_phases(plan)
+    assert whole == sum(layer.macs for layer in describe(plan_of()))
+    assert (4 * (small - 5120), middle - 5120) == (whole - 5120, (whole - 5120) * 9 // 16)
+    shapes = {layer.name: layer.output_shape for layer in describe(plan, (24, 24))}
+    assert (shapes["stem_norm"], shapes["stage3_block0/norm2"], shapes["head"]) == (
+        (24, 24, 64),
+        (3, 3, 512),
+        (10,),
+    )
 
 
 def test_description_adds_up():

@@ -57,6 +57,18 @@ def test_a_groups_curve_is_the_mean_within_the_band_of_all(tiny_plan: Plan):
     assert {(1.0, 4.0), (1.0, 8.0), (2.0, 2.0), (2.0, 4.0), (3.0, 1.0)} <= corners
 
 
+def test_marks_are_dotted_and_change_no_axis(tiny_plan: Plan):
+    group = made_up_group("a", [30.0, 3.0, 0.3], tiny_plan)
+    plain, marked = (curves([group], [LOSS], "loss", marks=marks).axes[0] for marks in ((), (1.25, 2.0)))
+    lines = [line for line in marked.lines if line.get_linestyle() == ":"]
+    assert [np.asarray(line.get_xdata()).tolist() for line in lines] == [[1.25, 1.25], [2.0, 2.0]]
+    assert (marked.get_xlim(), marked.get_ylim(), marked.get_yscale()) == (
+        plain.get_xlim(),
+        plain.get_ylim(),
+        "log",
+    )
+
+
 @pytest.mark.parametrize("epochs", [1, 2, 3, 19, 40])
 def test_ticks_stand_at_whole_epochs(tiny_plan: Plan, epochs: int):
     figure = curves([made_up_group("a", [1.0] * epochs, tiny_plan)], [LOSS], "loss")

@@ -33,8 +33,11 @@ def curves(
     scale: float = 1.0,
     *,
     from_zero: bool = False,
+    marks: Sequence[float] = (),
 ) -> Figure:
     """Curves by epoch, with values multiplied by `scale`. With `from_zero`, the vertical axis begins at 0.
+
+    Dotted vertical lines are drawn at the `marks`, in epochs.
 
     A group of several runs is drawn as their mean, in a band from the lowest value to the highest. For one group, each
     curve has its own colour. For several, each group has its own colour, and the first curve of several is dashed.
@@ -51,6 +54,8 @@ def curves(
             if line and not dashed:
                 entries.append((line, one_line(group.name if several else curve.name, _LONGEST_NAME)))
     _fit_axes(axis, logarithmic="loss" in ylabel, from_zero=from_zero)
+    for mark in marks:
+        axis.axvline(mark, color="0.4", linestyle=":", linewidth=1.2)
     axis.set(xlabel="epoch", ylabel=ylabel)
     if several or len(entries) > 1:
         # Given one by one, because matplotlib itself would leave out a name that begins with an underscore.

@@ -1,7 +1,9 @@
 """The section with the curves of one run or of groups of runs."""
 
+import functools
 from collections.abc import Sequence
 
+from jaxresnet.data.resolution import size_text
 from jaxresnet.reporting.figures.curves import Curve, curves
 from jaxresnet.reporting.figures.drawing import picture
 from jaxresnet.reporting.page import Picture, Section
@@ -30,25 +32,45 @@ def curves_section(groups: Sequence[RunGroup]) -> Section:
     return Section(
         "Loss and accuracy by epoch",
         "Training values are means over the epoch while the network learns, on augmented images and with dropout "
-        f"where the run has them.{papers}",
+        f"where the run has them.{_sizes_note(groups)}{papers}",
         pictures=_curve_pictures(groups, names),
     )
 
 
+def _sizes_note(groups: Sequence[RunGroup]) -> str:
+    """A sentence on the sizes of the training images of one group, if they change."""
+    sizes = [size_text(phase.size) for phase in groups[0].histories[0].plan.phases]
+    if not curve_marks(groups):
+        return ""
+    return (
+        f" Dotted lines: the size of the training images changes ({', '.join(sizes)}). "
+        "Evaluations always have the last size."
+    )
+
+
+def curve_marks(groups: Sequence[RunGroup]) -> list[float]:
+    """Where the size of the training images changes, in epochs. Several groups, which may differ in it, have none."""
+    if len(groups) > 1:
+        return []
+    plan = groups[0].histories[0].plan
+    return [phase.end * plan.config.batch_size / plan.train_examples for phase in plan.phases[:-1]]
+
+
 def _curve_pictures(groups: Sequence[RunGroup], names: dict[str, str]) -> list[Picture]:
     """The pictures of the curves. `names` maps each split to its name in the legends."""
+    draw = functools.partial(curves, groups, marks=curve_marks(groups))
     losses = [Curve(name, lambda record, split=split: record.loss(split)) for split, name in names.items()]
     accuracies = [
         Curve(name, lambda record, split=split: record.accuracy(split)) for split, name in names.items()
     ]
     dashed = " (dashed: training)" if len(groups) > 1 and len(names) > 1 else ""
     return [
-        picture("loss.png", f"Loss{dashed}", lambda: curves(groups, losses, "loss")),
-        picture("accuracy.png", f"Accuracy{dashed}", lambda: curves(groups, accuracies, "accuracy (%)", 100)),
+        picture("loss.png", f"Loss{dashed}", lambda: draw(losses, "loss")),
+        picture("accuracy.png", f"Accuracy{dashed}", lambda: draw(accuracies, "accuracy (%)", 100)),
         picture(
             "learning_rate.png",
             "Learning rate at the epoch's last step",
-            lambda: curves(groups, [Curve("", learning_rate)], "learning rate", from_zero=True),
+            lambda: draw([Curve("", learning_rate)], "learning rate", from_zero=True),
         ),
     ]
 

@@ -31,9 +31,10 @@ def images_section(plan: Plan, data_dir: str = "") -> Section:
         split = load_split(source, "train", config.data.validation_examples, expected=plan.info)
     except UserError as error:
         return Section(title, note, remark=f"Not shown: {error}")
+    unchanged = {**NO_AUGMENTATION, "resolution.sizes": (), "resolution.shares": ()}
     pictures = [
         first_images(
-            "training_images.png", "As they are", plan.with_config(config.replace(NO_AUGMENTATION)), split
+            "training_images.png", "As they are", plan.with_config(config.replace(unchanged)), split
         ),
         first_images("augmented_images.png", "Augmented", plan, split),
     ]

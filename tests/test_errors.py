@@ -95,7 +95,7 @@ def test_closed_streams_and_a_narrow_encoding_stop_nothing(closed: str):
     assert process.stderr == ("" if "2>&-" in closed else "told\n")
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "report", "sweep", "summary"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "report", "sweep", "summary"])
 def test_ctrl_c_ends_a_command_silently_while_it_imports(command: str):
     """Each import is told on stderr."""
     process = subprocess.Popen(

@@ -63,7 +63,7 @@ class ArgumentParser(argparse.ArgumentParser):
             else arg
             for arg in argv
         ]
-        args, unknown = self.parse_known_args(argv)
+        args, unknown = self.parse_known_intermixed_args(argv)  # files may follow flags that follow files
         if unknown:
             near = self._nearest(unknown[0].split("=")[0])
             hint = f"; did you mean {near}?" if near else ""

@@ -1,14 +1,17 @@
 """Pictures in files, of any format, size and mode that Pillow reads, as a network's uint8 images."""
 
+import glob
 import os
-from collections.abc import Iterator
+import struct
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from jaxresnet.disk import open_file
+from jaxresnet.disk import kind_of, open_file
 from jaxresnet.errors import UserError
 
 Fit = Literal["crop", "squash"]
@@ -27,18 +30,53 @@ def is_picture(path: Path) -> bool:
     return not path.name.startswith(".") and path.suffix.lower() in Image.registered_extensions()
 
 
-def find_pictures(folder: Path) -> list[Path]:
+def find_pictures(folder: Path, unreadable: Callable[[OSError], None] | None = None) -> list[Path]:
     """The files in `folder`, and in the folders below it, that `is_picture` holds for, sorted by path.
 
-    Links to files are followed, and links to folders are not. Hidden folders are left out.
+    Links to files are followed, and links to folders are not. Hidden folders are left out. A folder that cannot be read
+    is left out, too, after `unreadable` has been called with the error.
     """
 
     def walk() -> Iterator[Path]:
-        for place, folders, files in os.walk(folder):
+        for place, folders, files in os.walk(folder, onerror=unreadable):
             folders[:] = [name for name in folders if not name.startswith(".")]
             yield from (Path(place, name) for name in files)
 
     return sorted(filter(is_picture, walk()))
+
+
+def named_pictures(name: str, unreadable: Callable[[OSError], None] | None = None) -> list[str]:
+    """The paths of the files that a name on a command line means.
+
+    A file is itself, and a folder is what `find_pictures` finds in it. If there is neither, the name is a pattern as in
+    a shell, with ** for folders of any depth: it means what its matches mean, in their order, each file once. Raises
+    UserError if that is nothing.
+    """
+
+    def files_of(place: str) -> list[str]:
+        if kind_of(Path(place), follow=True) != "a folder":
+            return [place]
+        return [str(path) for path in find_pictures(Path(place), unreadable)]
+
+    if kind_of(Path(name)):  # also if it could be a pattern
+        if found := files_of(name):
+            return found
+        raise UserError(f"{name}: expected a folder with pictures, found none in it")
+    # Not Path.glob, which takes no absolute pattern.
+    matches = sorted(glob.glob(name, recursive=True))  # noqa: PTH207
+    if found := dict.fromkeys(file for match in matches for file in files_of(match)):
+        return list(found)
+    raise UserError(f"{name}: expected a picture, a folder or a pattern with matches, found none")
+
+
+def refuse_huge_pictures() -> None:
+    """Let `read_picture` refuse pictures of more than 89 million pixels, of which Pillow only warns.
+
+    For commands only, because it changes how the process treats warnings. Pillow's other warnings are not shown: they
+    are of metadata, such as a damaged date in a photograph.
+    """
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
 def read_picture(path: Path, image_shape: tuple[int, int, int], fit: Fit = "crop") -> np.ndarray:
@@ -50,23 +88,33 @@ def read_picture(path: Path, image_shape: tuple[int, int, int], fit: Fit = "crop
 
     Raises UserError, which begins with the path, if the file cannot be read or holds no picture that can be used.
     """
+    try:
+        with os.fdopen(open_file(path, os.O_RDONLY, follow=True), "rb") as file:
+            return decode_picture(file, str(path), image_shape, fit)
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the picture: {error.strerror or error}") from None
+
+
+def decode_picture(
+    file: BinaryIO, name: str, image_shape: tuple[int, int, int], fit: Fit = "crop"
+) -> np.ndarray:
+    """The picture in an open file, which is called `name` in errors, as `read_picture` returns it."""
     height, width, channels = image_shape
     try:
-        with os.fdopen(open_file(path, os.O_RDONLY, follow=True), "rb") as file, Image.open(file) as picture:
+        with Image.open(file) as picture:
             side = _DRAFT * max(height, width)
             picture.draft(None, (side, side))
             plain = _plain(ImageOps.exif_transpose(picture)).convert("RGB" if channels == 3 else "L")
     except Image.UnidentifiedImageError:
-        content = "an empty file" if path.stat().st_size == 0 else "another file"
+        content = "another file" if file.seek(0, os.SEEK_END) else "an empty file"
         raise UserError(
-            f"{path}: expected a picture in a format that Pillow reads, found {content}"
+            f"{name}: expected a picture in a format that Pillow reads, found {content}"
         ) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UserError(f"{path}: expected a picture of a usual size: {error}") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the picture: {error.strerror or error}") from None
-    except (SyntaxError, ValueError, EOFError) as error:  # Pillow's plugins raise these for damaged files
-        raise UserError(f"{path}: cannot read the picture: {error}") from None
+        raise UserError(f"{name}: expected a picture of a usual size: {error}") from None
+    except (OSError, SyntaxError, ValueError, EOFError, RuntimeError, struct.error) as error:
+        # Pillow's plugins raise these for damaged files.
+        raise UserError(f"{name}: cannot read the picture: {error}") from None
     size, bicubic = (width, height), Image.Resampling.BICUBIC
     image = ImageOps.fit(plain, size, bicubic) if fit == "crop" else plain.resize(size, bicubic)
     return np.asarray(image).reshape(image_shape)

@@ -9,9 +9,10 @@ import jax
 from jaxresnet.errors import tell
 
 
-def use_compilation_cache() -> None:
+def use_compilation_cache(least_seconds: float | None = None) -> None:
     """Keep compiled programs in $JAX_COMPILATION_CACHE_DIR, or in the user's cache folder if that is not set.
 
+    Those are kept that took at least `least_seconds` to compile, by default what JAX is set to, which is 1 by itself.
     For commands only, because it changes JAX's configuration. If there is no such folder, or it cannot be written, it
     prints one line on stderr, and nothing is kept.
     """
@@ -28,6 +29,8 @@ def use_compilation_cache() -> None:
             f"note: no compilation cache, because {problem}: JAX_COMPILATION_CACHE_DIR may name a folder for it"
         )
     jax.config.update("jax_compilation_cache_dir", cache and str(cache))
+    if least_seconds is not None:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", least_seconds)
 
 
 def _users_cache() -> Path:

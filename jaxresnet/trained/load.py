@@ -24,6 +24,9 @@ from jaxresnet.runs.workdir import Workdir
 from jaxresnet.trained.shipped import find_network
 from jaxresnet.trained.weights import load_weights, require_usable
 
+_softmax = jax.jit(jax.nn.softmax)
+"""Jitted, because its five operations alone would be compiled one by one, which takes a third of a second."""
+
 
 @dataclass(frozen=True)
 class TrainedNetwork:
@@ -83,7 +86,7 @@ class TrainedNetwork:
 
     def probabilities(self, images: Any) -> jax.Array:
         """The probability of each class, float32 [B, classes], for a batch of images as `predict` takes them."""
-        return jax.nn.softmax(self.predict(images))
+        return _softmax(self.predict(images))
 
     @functools.cached_property
     def _jitted(self) -> Any:

@@ -1,6 +1,8 @@
 """Pictures of every kind become a network's images."""
 
+import os
 import struct
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxresnet.data.pictures import find_pictures, read_picture
+from jaxresnet.data.pictures import find_pictures, named_pictures, read_picture, refuse_huge_pictures
 from jaxresnet.errors import UserError
 
 SHAPE = (8, 8, 3)
@@ -112,6 +114,33 @@ def test_threads_read_the_same(tmp_path: Path):
     assert [image[0, 0].tolist() for image in images] == [[n, 2 * n, 3 * n] for n in range(40)]
 
 
+def bitmap_that_claims(side: int, path: Path) -> Path:
+    """A file of 54 bytes, the header of a bitmap of side x side pixels."""
+    header = struct.pack("<2sIHHI", b"BM", 54, 0, 0, 54)
+    path.write_bytes(header + struct.pack("<IiiHHIIiiII", 40, side, side, 1, 24, *[0] * 6))
+    return path
+
+
+def test_a_command_refuses_a_picture_of_which_pillow_warns(tmp_path: Path):
+    path = bitmap_that_claims(10_000, tmp_path / "large.bmp")
+    with warnings.catch_warnings():
+        refuse_huge_pictures()
+        with pytest.raises(UserError, match="expected a picture of a usual size"):
+            read_picture(path, SHAPE)
+
+
+def test_damaged_metadata_are_told_as_an_error_of_the_picture(tmp_path: Path):
+    """Pillow writes the EXIF data anew as it turns a picture, and fails with an error of Python's struct."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "text"
+    path = saved(tmp_path / "a.jpg", red_left(), exif=exif)
+    # A text where there should be a number: the tag of the description (0x010E) is now that of the width (0x0100).
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"\x01\x0e\x00\x02", b"\x01\x00\x00\x02"))
+    with pytest.raises(UserError, match=f"{path}: cannot read the picture"):
+        read_picture(path, SHAPE)
+
+
 def test_what_is_no_picture_is_told_by_name(tmp_path: Path):
     def refusal(path: Path) -> str:
         with pytest.raises(UserError) as error:
@@ -126,11 +155,7 @@ def test_what_is_no_picture_is_told_by_name(tmp_path: Path):
     saved(tmp_path / "float.tiff", Image.new("F", (4, 4), 0.5))
     saved(tmp_path / "wide.tiff", Image.new("I", (4, 4), 1_000_000))
     (tmp_path / "folder.png").mkdir()
-    # A bitmap that claims 60,000 x 60,000 pixels.
-    header = struct.pack("<2sIHHI", b"BM", 54, 0, 0, 54)
-    (tmp_path / "huge.bmp").write_bytes(
-        header + struct.pack("<IiiHHIIiiII", 40, 60_000, 60_000, 1, 24, *[0] * 6)
-    )
+    bitmap_that_claims(60_000, tmp_path / "huge.bmp")
     assert "found an empty file" in refusal(tmp_path / "empty.png")
     assert "in a format that Pillow reads, found another file" in refusal(tmp_path / "text.png")
     assert "truncated" in refusal(tmp_path / "half.png")
@@ -147,3 +172,44 @@ def test_the_pictures_of_a_folder_are_found_in_order(tmp_path: Path):
         (tmp_path / name).touch()
     found = [str(path.relative_to(tmp_path)) for path in find_pictures(tmp_path)]
     assert found == ["a.webp", "b/10.png", "b/2.JPG"]
+
+
+def test_a_name_means_a_file_a_folder_or_a_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a[1].png", "a1.png", "b/2.png", "b/1.png", "b/c/3.png", "b/notes.txt", "empty/x.txt"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).touch()
+    assert named_pictures("./a1.png") == ["./a1.png"]
+    assert named_pictures("a[1].png") == ["a[1].png"]  # a file, before it is a pattern
+    assert named_pictures("[a]1.png") == ["a1.png"]
+    assert named_pictures("b/notes.txt") == ["b/notes.txt"]  # named, so it is tried
+    assert named_pictures("b") == ["b/1.png", "b/2.png", "b/c/3.png"]
+    assert named_pictures(str(tmp_path / "b" / "?.png")) == [str(tmp_path / "b" / f"{n}.png") for n in (1, 2)]
+    assert named_pictures("b/*") == ["b/1.png", "b/2.png", "b/c/3.png", "b/notes.txt"]
+    assert named_pictures("**/*.png") == ["a1.png", "a[1].png", "b/1.png", "b/2.png", "b/c/3.png"]
+    assert named_pictures("b*/**") == ["b/1.png", "b/2.png", "b/c/3.png", "b/notes.txt"]  # each once
+    for name, problem in (
+        ("none.png", "with matches, found none"),
+        ("*.gif", "with matches, found none"),
+        ("empty", "expected a folder with pictures, found none"),
+    ):
+        with pytest.raises(UserError, match=problem) as error:
+            named_pictures(name)
+        assert str(error.value).startswith(f"{name}: ")
+
+
+def test_a_folder_that_cannot_be_read_is_told_and_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("a/1.png", "b/2.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:
+        if str(path).endswith("a"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    problems: list[OSError] = []
+    assert find_pictures(tmp_path, problems.append) == [tmp_path / "b" / "2.png"]
+    assert [problem.filename for problem in problems] == [str(tmp_path / "a")]

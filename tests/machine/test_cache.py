@@ -25,6 +25,20 @@ def before() -> Iterator[str | None]:
     jax.config.update("jax_compilation_cache_dir", folder)
 
 
+def test_a_command_may_keep_programs_that_compile_fast(before: str | None):
+    def least() -> float:
+        return getattr(jax.config, "jax_persistent_cache_min_compile_time_secs")  # noqa: B009 - as above
+
+    found = least()
+    try:
+        use_compilation_cache(least_seconds=0.25)
+        assert least() == 0.25
+        use_compilation_cache()
+        assert least() == 0.25
+    finally:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", found)
+
+
 @pytest.mark.parametrize("variable", ["JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME"])
 def test_an_unwritable_cache_folder_costs_one_line(
     tmp_path: Path,

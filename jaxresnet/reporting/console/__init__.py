@@ -1,0 +1,1 @@
+"""What commands print, as JSON lines for programs and as tables and bars for people."""

@@ -1,8 +1,10 @@
 """A whole training run: `fit` and its stages."""
 
 import functools
+import math
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -38,6 +40,7 @@ from jaxresnet.runs.records import EvaluationRecord, evaluated_split
 from jaxresnet.runs.workdir import Workdir
 from jaxresnet.session import CompiledSteps, Saving, Session, evaluate_end
 from jaxresnet.trained.evaluation import jit_eval_step
+from jaxresnet.trained.initial import Initial, load_initial
 
 
 def fit(
@@ -60,19 +63,23 @@ def fit(
         check_batch_size(config.batch_size, mesh.devices.size)
         plan = with_devices(plan, mesh)
         saved = folder.config()
+        initial = functools.cache(functools.partial(load_initial, plan, mesh, folder.initial_weights()))
+        # Of a new run at once, so that what does not fit is told before there is a folder.
+        begins = initial().source if config.init and saved is None else None
         say(headline(plan, mesh), *size_notes(plan, saved), *schedule_notes(plan, saved))
         # Import TensorFlow, compile and load the data at the same time, because none of them keeps two cores busy.
         Background(load_tensorflow)
         learner = make_learner(plan, convolution_for(mesh))
         template = state_template(learner, replicated(mesh))
+        say(*frozen_notes(learner, template))
         size = plan.size_at(folder.newest_saved_step())  # where the run goes on, unless that one is damaged
         compiling = Background(lambda: compile_steps(learner, template, mesh, size))
         names = {"train", "test", config.evaluation.split}
         splits = stop.run(
             lambda: load_splits(source, names, config.data.validation_examples), "loading the data"
         )
-        with folder.open(plan), out_of_memory_told(config.batch_size, mesh):
-            evaluation = run_to_end(learner, template, folder, mesh, splits, compiling, stop)
+        with folder.open(plan, begins), out_of_memory_told(config.batch_size, mesh):
+            evaluation = run_to_end(learner, template, folder, mesh, splits, compiling, stop, initial)
     say(closing_lines(plan, folder.path, folder.epochs.read(), evaluation))
     return evaluation
 
@@ -81,6 +88,21 @@ def say(*lines: str) -> None:
     """Print lines, without buffering."""
     for line in lines:
         print(line, flush=True)
+
+
+def frozen_notes(learner: Learner, template: TrainState) -> list[str]:
+    """A line that says which part of the network is trained, unless it is the whole. `template` is of its state."""
+    stages = learner.plan.config.freeze_stages
+    if not stages:
+        return []
+    trained, frozen = (
+        sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(part))
+        for part in learner.divide(template.params)
+    )
+    of = len(learner.plan.config.model.stage_blocks)
+    return [
+        f"frozen: the stem and {stages} of {of} stages; {trained:,} of {trained + frozen:,} parameters are trained"
+    ]
 
 
 def with_devices(plan: Plan, mesh: Mesh) -> Plan:
@@ -128,14 +150,18 @@ def run_to_end(
     splits: dict[str, Split],
     compiling: Background[CompiledSteps],
     stop: Stop,
+    initial: Callable[[], Initial],
 ) -> EvaluationRecord:
-    """Restore or initialise the state, train the remaining epochs, evaluate. Returns the final evaluation."""
+    """Restore or initialise the state, train the remaining epochs, evaluate. Returns the final evaluation.
+
+    `initial` is called if the run begins, and its setting `init` names other weights than random ones.
+    """
     plan = learner.plan
     config, began = plan.config, time.monotonic()
     folder.starts.add(describe_environment(mesh, config.precision, ["python", *sys.orig_argv[1:]]))
     with open_checkpoints(folder, config) as checkpoints:
         state = stop.run(
-            lambda: restore_or_init(learner, template, checkpoints, mesh), "preparing the network"
+            lambda: restore_or_init(learner, template, checkpoints, mesh, initial), "preparing the network"
         )
         start, pending = int(state.step), state.metrics.count > 0
         check_start(plan, start)
@@ -176,17 +202,25 @@ def open_checkpoints(folder: Workdir, config: Config) -> Checkpoints:
 
 
 def restore_or_init(
-    learner: Learner, template: TrainState, checkpoints: Checkpoints, mesh: Mesh
+    learner: Learner,
+    template: TrainState,
+    checkpoints: Checkpoints,
+    mesh: Mesh,
+    initial: Callable[[], Initial],
 ) -> TrainState:
-    """The state of the newest intact checkpoint, or a new one if there is no checkpoint."""
+    """The state of the newest intact checkpoint; if there is none a new one, perhaps of `initial` weights."""
     state = checkpoints.restore_latest(template, report=lambda line: print(line, file=sys.stderr))
     if state is not None:
         say(f"resuming at step {int(state.step):,}")
         return state
+    taken = initial() if learner.plan.config.init else None
+    if taken:
+        say(str(taken))
     # Not optimised, because it runs only once and so compiles in a fraction of the time.
     options = {"xla_backend_optimization_level": 0} if on_cpu(mesh) else None
     init = jax.jit(make_init(learner), out_shardings=replicated(mesh), compiler_options=options)
-    return jax.block_until_ready(init(random_key(learner.plan.config.seed)))
+    state = init(random_key(learner.plan.config.seed))
+    return jax.block_until_ready(taken.begin(state) if taken else state)
 
 
 def check_start(plan: Plan, step: int) -> None:

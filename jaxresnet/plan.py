@@ -95,6 +95,14 @@ def _problems(plan: Plan) -> list[str]:
     config, info = plan.config, plan.info
     size, total_stride = min(info.image_shape[:2]), math.prod(config.model.stage_strides)
     problems = []
+    if config.freeze_stages and not config.init:
+        problems.append(
+            f"freeze_stages: needs init, the network to take the weights from, found {config.freeze_stages} without it"
+        )
+    if config.freeze_stages > (stages := len(config.model.stage_blocks)):
+        problems.append(
+            f"freeze_stages: expected at most the {stages} stages of the network, found {config.freeze_stages}"
+        )
     if any(side % total_stride for side in info.image_shape[:2]):
         problems.append(
             f"model.stage_strides: expected a product that divides the image size {size}, found {total_stride}"

@@ -18,6 +18,7 @@ from jaxresnet.data.sources import open_source
 from jaxresnet.errors import run_command
 from jaxresnet.machine.memory import require_address_space
 from jaxresnet.plan import resolve
+from jaxresnet.trained.initial import with_initial_model
 
 if TYPE_CHECKING:
     from jaxresnet.network.describe import LayerInfo
@@ -28,15 +29,13 @@ def main(argv: Sequence[str]) -> None:
     parser = ArgumentParser(prog="python -m jaxresnet.summary", description=__doc__)
     add_config_arguments(parser)
     args = parser.parse(argv)
-    config = config_from_arguments(args)
+    require_address_space(1.5)
+    config = with_initial_model(config_from_arguments(args))
     source = f"{args.config}: " if args.config else ""
     plan = resolve(config, open_source(config.data, source).info, source)
 
-    require_address_space(1.5)
-    from jaxresnet.network.describe import (
-        describe,
-        macs_of_phases,
-    )  # here, so that --help is answered at once
+    # Imported here, so that --help is answered at once.
+    from jaxresnet.network.describe import describe, macs_of_phases
 
     print(as_text(describe(plan), training_notes(plan.phases, macs_of_phases(plan))))
 

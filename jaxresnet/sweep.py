@@ -28,11 +28,13 @@ from jaxresnet.data.sources import open_source
 from jaxresnet.engines.process import checked, problem_of, run_arguments, standing, train
 from jaxresnet.engines.shares import Wish
 from jaxresnet.errors import UserError, printable, run_command
+from jaxresnet.machine.workarounds import own_process
 from jaxresnet.plan import Plan, resolve
 from jaxresnet.reporting.tables import as_markdown, comparison_table
 from jaxresnet.runs.files import write_json, write_whole
 from jaxresnet.runs.groups import History, RunGroup, group_runs, read_histories
 from jaxresnet.runs.workdir import Workdir
+from jaxresnet.trained.initial import with_initial_model
 
 RESULTS_TEXT, RESULTS = "results.md", "results.json"
 
@@ -73,6 +75,7 @@ def main(argv: Sequence[str]) -> None:
     settings = setting_arguments(args)
     if "seed" in settings:
         raise UserError("--seed: expected --seeds, which lists the seeds of a sweep", 2)
+    own_process()
     failed = sweep(args.config, args.seeds, args.workdir, settings, args.device, chosen_engine(args))
     if failed:
         raise UserError(
@@ -189,6 +192,7 @@ def planned_runs(
             if path in runs:
                 raise UserError(f"expected files and seeds that differ, found two runs for {path}", 2)
             config = load_config(file).replace({**settings, "seed": seed})
+            config = with_initial_model(config, Workdir(path))
             runs[path] = resolve(config, open_source(config.data, f"{file}: ").info, f"{file}: ")
     return runs
 

@@ -24,8 +24,10 @@ from jaxresnet.config.schema import Config
 from jaxresnet.data.sources import open_source
 from jaxresnet.errors import UserError, run_command
 from jaxresnet.machine.memory import require_address_space
+from jaxresnet.machine.workarounds import own_process
 from jaxresnet.plan import resolve
 from jaxresnet.runs.workdir import FREE_SETTINGS, Workdir
+from jaxresnet.trained.initial import with_initial_model
 
 
 def main(argv: Sequence[str]) -> None:
@@ -36,7 +38,8 @@ def main(argv: Sequence[str]) -> None:
         type=Path,
         metavar="DIR",
         help="folder of the run (default: runs/ and the config file's name, without --config runs/paper, or runs/ and "
-        "the name of another data set); a run in it is resumed, with its own configuration if --config is not given",
+        "the name of another data set, or runs/finetuned with --init); a run in it is resumed, with its own "
+        "configuration if --config is not given",
     )
     add_device_argument(parser)
     add_config_arguments(parser)
@@ -44,16 +47,15 @@ def main(argv: Sequence[str]) -> None:
     if args.config is None and args.workdir is not None:
         args.config = own_config(args.workdir, setting_arguments(args))
     config = config_from_arguments(args)
+    require_address_space(3)
+    own_process()
     source = f"{args.config}: " if args.config else ""
     folder = Workdir(args.workdir or Path("runs") / default_name(args.config, config))
+    config = with_initial_model(config, folder)
     plan = resolve(config, open_source(config.data, source).info, source)
     folder.check(plan)
 
     # Imported here, so that --help and a wrong flag are answered at once.
-    from jaxresnet.machine.workarounds import own_process
-
-    require_address_space(3)
-    own_process()
     from jaxresnet.fit import fit
     from jaxresnet.machine.cache import use_compilation_cache
     from jaxresnet.machine.devices import start_devices
@@ -92,9 +94,11 @@ def chosen_cpu_devices(config: Config, saved: Config | None) -> int:
 
 
 def default_name(file: Path | None, config: Config) -> str:
-    """The name of the folder of a run: that of its configuration file, or else of what it trains on."""
+    """The name of the folder of a run: that of its configuration file, or else of what it does or trains on."""
     if file is not None:
         return file.stem
+    if config.init:
+        return "finetuned"
     return "paper" if config.data.name == Config().data.name else config.data.name
 
 

@@ -62,6 +62,14 @@ BAD_SETTINGS: list[tuple[dict[str, Any], str]] = [
         {"resolution.sizes": (8, 16, 24), "resolution.shares": (0.7, 0.2, 0.1)},
         "resolution.shares: expected a sum below 1, since the rest is at the image size, found 1",
     ),
+    (
+        {"freeze_stages": 2},
+        "freeze_stages: needs init, the network to take the weights from, found 2 without it",
+    ),
+    (
+        {"freeze_stages": 5, "init": "a"},
+        "freeze_stages: expected at most the 4 stages of the network, found 5",
+    ),
     ({"augment.cutout": 33}, "augment.cutout: expected at most the image size 32, found 33"),
 ]
 

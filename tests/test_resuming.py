@@ -25,7 +25,8 @@ from jaxresnet.learning.metrics import Metrics
 from jaxresnet.learning.state import TrainState
 from jaxresnet.runs.checkpoint import Checkpoints
 from jaxresnet.runs.groups import read_histories
-from jaxresnet.runs.records import read_evaluation
+from jaxresnet.runs.integrity import checksum
+from jaxresnet.runs.records import InitialWeights, read_evaluation
 from jaxresnet.runs.workdir import Workdir
 from jaxresnet.trained.evaluation import evaluate_whole
 from jaxresnet.trained.load import load_run
@@ -101,19 +102,35 @@ EVERY_PART: dict[str, Any] = {
 
 
 def test_a_run_with_every_part_of_a_recipe_goes_on_bit_for_bit(
-    tmp_path: Path, short_config: Config, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    finished: Path,
+    short_config: Config,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
+    """Also when the network has gone that it began with."""
+    source = shutil.copytree(finished, tmp_path / "source")
     config, whole, workdir = short_config.replace(EVERY_PART), tmp_path / "whole", tmp_path / "run"
+    config = config.replace({"init": str(source), "freeze_stages": 1})
     fit(config, whole)
+    begins = f"begins with the weights of {source}, step 24: the whole network (the same 10 classes)"
+    assert begins in capsys.readouterr().out
     with monkeypatch.context() as patch:
         stop_during(patch, "train", 2)
         with pytest.raises(Interrupted):
             fit(config, workdir)
+    shutil.rmtree(source)
     fit(config, workdir)
     assert_same_run(workdir, whole, config)
 
+    taken = load_run(finished, mesh=mesh_of(1)).variables
+    assert Workdir(workdir).initial_weights() == InitialWeights(str(source), 24, checksum(taken), head=True)
     state, record = final_state(workdir, config), Workdir(workdir).epochs.read()[-1]
     assert state.average is not None
+    for name in ("stem_conv", "stage0_block0"):
+        jax.tree.map(np.testing.assert_array_equal, state.params[name], taken["params"][name])
+        jax.tree.map(np.testing.assert_array_equal, state.average["params"][name], taken["params"][name])
+    assert (state.params["head"]["kernel"] != taken["params"]["head"]["kernel"]).all()
     of_average = read_evaluation(Workdir(workdir).evaluation_path("latest", average=True))
     assert of_average is not None
     assert (of_average.accuracy, of_average.loss) == (record.test_average_accuracy, record.test_average_loss)

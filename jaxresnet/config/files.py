@@ -91,6 +91,14 @@ def dump_config(config: Config) -> str:
     return "\n".join([*lines, *sections, ""])
 
 
+def portable(config: Config) -> Config:
+    """The configuration as it travels with weights: without what makes sense on this machine only.
+
+    That is where the data are, and the network that the training began with.
+    """
+    return config.replace({"data.dir": "", "init": "", "freeze_stages": 0})
+
+
 def toml_value(value: Any) -> str:
     """A setting's value, which is a bool, int, float, str or tuple of int, as TOML."""
     # For these types JSON's literals are also TOML's, except for one character that JSON does not escape.

@@ -184,6 +184,13 @@ class Config(_Section):
     cpu_devices: Annotated[int, Field(ge=0, le=256)] = 0
     """Number of virtual devices that a CPU is divided into; the batch is sharded over them. 0: the largest number
     that divides the batch and is at most the number of cores that the process may use. Ignored on a GPU."""
+    init: Annotated[str, Field(max_length=4096)] = ""
+    """Network whose weights a new run begins with: the folder of a run, of which the latest checkpoint counts, a
+    safetensors file, or the name of shipped weights. Settings of [model] that are not given are then its own. Empty:
+    random weights."""
+    freeze_stages: Count = 0
+    """Keep the stem and this many stages as `init` gives them: no gradient, no decay, and BatchNorm with their running
+    statistics. 0: everything is trained."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
@@ -227,11 +234,12 @@ class Config(_Section):
         >>> Config().replace({"epochs": 5, "model.stage_blocks": (1, 1, 1, 1)}).model.stage_blocks
         (1, 1, 1, 1)
         """
-        values, fields = self.model_dump(), setting_fields()
+        # Without those that were never given, so that pydantic still tells them from the others.
+        values, fields = self.model_dump(exclude_unset=True), setting_fields()
         for name, value in settings.items():
             section, _, key = name.rpartition(".")
             if section and name in fields:
-                values[section][key] = value
+                values.setdefault(section, {})[key] = value
             else:
                 values[name] = value  # an unknown name is refused below, in full
         try:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 import jaxresnet
-from jaxresnet.config.files import dump_config
+from jaxresnet.config.files import dump_config, portable
 from jaxresnet.disk import RECORD_LIMIT, read_file
 from jaxresnet.errors import UserError, printable
 from jaxresnet.exporting.request import Reader, Request
@@ -68,7 +68,7 @@ def _config(request: Request) -> dict[str, Any]:
         "num_channels": channels,
         "image_mean": list(info.mean),
         "image_std": list(info.std),
-        "settings": request.network.config.replace({"data.dir": ""}).model_dump(mode="json"),
+        "settings": portable(request.network.config).model_dump(mode="json"),
         "jaxresnet_version": jaxresnet.__version__,
     }
 
@@ -122,7 +122,7 @@ def _card(request: Request, name: str) -> str:
         *_accuracy(request),
         "## Training",
         _training(request),
-        fenced(dump_config(config.replace({"data.dir": ""}))),
+        fenced(dump_config(portable(config))),
         "## Limits",
         f"It knows the classes of {data_set} only, and gives one of them for any image. It was trained and measured on "
         f"images of {height} x {width} pixels of that data set; on others it may be much less accurate.",

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 import jaxresnet
-from jaxresnet.config.files import dump_config
+from jaxresnet.config.files import dump_config, portable
 from jaxresnet.exporting.origin import Origin
 from jaxresnet.runs.files import to_json
 from jaxresnet.trained.load import TrainedNetwork, load_network
@@ -75,7 +75,7 @@ class Request:
             "std": list(info.std),
             "data_set": info.name,
             "origin": origin,
-            "config": dump_config(config.replace({"data.dir": ""})),
+            "config": dump_config(portable(config)),
             "exported_by": f"jaxresnet {jaxresnet.__version__}",
         }
 

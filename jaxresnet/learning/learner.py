@@ -1,14 +1,14 @@
 """Everything that a run learns with, built once from its plan."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
 from jaxresnet.learning.losses import LOSSES, Loss
 from jaxresnet.learning.optimizer import Rates, make_rates
 from jaxresnet.network.blocks import Convolution
-from jaxresnet.network.resnet import ResNet, build_model
+from jaxresnet.network.resnet import ResNet, build_model, frozen_modules
 from jaxresnet.plan import Plan
 
 
@@ -19,6 +19,14 @@ class Learner:
     plan: Plan
     model: ResNet
     loss: Loss
+
+    def divide(self, tree: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The part of "params" or "batch_stats" that is trained, and the part that `freeze_stages` keeps as it is."""
+        frozen = frozen_modules(self.plan)
+        parts: tuple[dict[str, Any], dict[str, Any]] = {}, {}
+        for name, module in tree.items():
+            parts[name in frozen][name] = module
+        return parts
 
 
 class Hyperparameters(NamedTuple):

@@ -77,7 +77,7 @@ def make_init(learner: Learner) -> Callable[[jax.Array], TrainState]:
             step=jnp.int32(0),
             params=variables["params"],
             batch_stats=variables["batch_stats"],
-            opt_state=optimizer.init(variables["params"]),
+            opt_state=optimizer.init(learner.divide(dict(variables["params"]))[0]),
             metrics=Metrics.empty(info.classes),
             average={"params": variables["params"], "batch_stats": variables["batch_stats"]}
             if averaged

@@ -81,10 +81,13 @@ def make_train_step(learner: Learner) -> TrainStep:
         images = preprocess(info, batch.image, sizes)
         targets = train_targets(batch, info.classes, learner.plan.config.label_smoothing)
         dropout = dropout_key(hyperparameters.key, state.step)
+        params, frozen = learner.divide(
+            state.params
+        )  # nothing is computed for a gradient that is not asked for
 
         def mean_loss(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Any]]:
             logits, updates = learner.model.apply(
-                {"params": params, "batch_stats": state.batch_stats},
+                {"params": params | frozen, "batch_stats": state.batch_stats},
                 images,
                 train=True,
                 mutable=["batch_stats"],
@@ -94,19 +97,21 @@ def make_train_step(learner: Learner) -> TrainStep:
             return jnp.mean(losses), (logits, losses, updates["batch_stats"])
 
         gradient = jax.value_and_grad(mean_loss, has_aux=True)
-        (loss, (logits, losses, batch_stats)), gradients = gradient(state.params)
+        (loss, (logits, losses, batch_stats)), gradients = gradient(params)
         optimizer = make_optimizer(learner.plan, hyperparameters.rates)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, params)
         step = state.step + 1
         metrics = state.metrics.add(logits, batch.label, losses, batch.mask)
         finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradients))
         metrics = _note_nonfinite(metrics, finite, step)
-        params = optax.apply_updates(state.params, updates)
+        params: Any = optax.apply_updates(params, updates)
         state = state.replace(
-            step=step, params=params, batch_stats=batch_stats, opt_state=opt_state, metrics=metrics
+            step=step, params=params | frozen, batch_stats=batch_stats, opt_state=opt_state, metrics=metrics
         )
         if state.average is not None:
             average = moving_average(state.average, state.variables, hyperparameters.rates, step)
+            for name, tree in state.variables.items():  # what is frozen is its own average, to the bit
+                average[name] |= learner.divide(tree)[1]
             state = state.replace(average=average)
         return state, metrics
 

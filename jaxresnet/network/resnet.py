@@ -19,6 +19,8 @@ class ResNet(nn.Module):
     stage_strides: tuple[int, ...]
     dropout_rate: float
     classes: int
+    frozen_stages: int = 0
+    """With 1 or more, the stem and that many stages are as without `train`, also with it."""
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
@@ -31,13 +33,13 @@ class ResNet(nn.Module):
         outputs = self.layers.conv(images.shape[-1], self.stem_channels, self.stem_kernel, 1, "stem_conv")(
             outputs
         )
-        outputs = nn.relu(self.layers.norm(train, "stem_norm")(outputs))
+        outputs = nn.relu(self.layers.norm(train and not self.frozen_stages, "stem_norm")(outputs))
         stages = zip(self.stage_blocks, self.stage_channels, self.stage_strides, strict=True)
         for stage, (blocks, features, stride) in enumerate(stages):
             for block in range(blocks):
                 outputs = ResidualBlock(
                     self.layers, features, stride if block == 0 else 1, name=f"stage{stage}_block{block}"
-                )(outputs, train=train)
+                )(outputs, train=train and stage >= self.frozen_stages)
         outputs = nn.Dropout(self.dropout_rate, deterministic=not train)(outputs)
         outputs = jnp.mean(outputs, axis=(1, 2))
         outputs = self.layers.dense(outputs.shape[-1], self.classes, "head")(outputs)
@@ -61,4 +63,18 @@ def build_model(plan: Plan, convolution: Convolution | None = None) -> ResNet:
         stage_strides=model.stage_strides,
         dropout_rate=model.dropout_rate,
         classes=plan.info.classes,
+        frozen_stages=plan.config.freeze_stages,
     )
+
+
+def frozen_modules(plan: Plan) -> frozenset[str]:
+    """The names of the modules that are not trained: the stem and the first `freeze_stages` stages; none if that is 0.
+
+    They are keys of the network's "params" and "batch_stats".
+    """
+    config = plan.config
+    if not config.freeze_stages:
+        return frozenset()
+    stages = enumerate(config.model.stage_blocks[: config.freeze_stages])
+    blocks = {f"stage{stage}_block{block}" for stage, blocks in stages for block in range(blocks)}
+    return frozenset(blocks | {"stem_conv", "stem_norm"})

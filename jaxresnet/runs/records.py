@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from jaxresnet.errors import UserError
+from jaxresnet.errors import UserError, printable
 from jaxresnet.machine.environment import Start
 from jaxresnet.plan import MAX_STEPS
 from jaxresnet.runs.files import (
@@ -213,21 +213,40 @@ class StartLog:
 
 
 @dataclass(frozen=True)
-class _RunRecord:
-    """A run's id, the content of run.json."""
+class InitialWeights:
+    """The network whose weights a run began with.
+
+    `source` is the setting `init`, and `step` that of its checkpoint; None for weights from a file. `sha256` is of its
+    weights, as a checkpoint's meta has it. `head` says whether the head was taken as well.
+    """
+
+    source: str
+    step: Count | None
+    sha256: str
+    head: bool
+
+    @property
+    def place(self) -> str:
+        """The source, with the step if it has one, in words."""
+        return printable(self.source) + ("" if self.step is None else f", step {self.step:,}")
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run's id, the content of run.json. `initial` is where its first weights come from; None if they are random."""
 
     id: str
+    initial: InitialWeights | None = None
 
 
-def read_run_id(path: Path) -> str | None:
-    """The id in a run.json; None if there is none. Raises UserError if the file holds something else."""
-    record = read_record(_RunRecord, path)
-    return record.id if record else None
+def read_run(path: Path) -> RunRecord | None:
+    """The content of a run.json; None if there is none. Raises UserError if the file holds something else."""
+    return read_record(RunRecord, path)
 
 
-def write_run_id(path: Path, run: str) -> None:
+def write_run(path: Path, record: RunRecord) -> None:
     """Write a run.json."""
-    write_json(path, to_json(_RunRecord(run)))
+    write_json(path, {name: value for name, value in to_json(record).items() if value is not None})
 
 
 def read_evaluation(path: Path) -> EvaluationRecord | None:

@@ -20,10 +20,12 @@ from jaxresnet.runs.records import (
     EpochLog,
     EvaluationRecord,
     Identity,
+    InitialWeights,
+    RunRecord,
     StartLog,
     read_evaluation,
-    read_run_id,
-    write_run_id,
+    read_run,
+    write_run,
 )
 
 FREE_SETTINGS = ("epochs", "cpu_devices", "data.dir", "checkpoint.")
@@ -104,8 +106,16 @@ class Workdir:
 
         Raises UserError if run.json holds something else.
         """
-        settings = _lasting(setting_values(config))
-        return Identity(read_run_id(self._run), json.loads(json.dumps(settings)))
+        record, settings = read_run(self._run), _lasting(setting_values(config))
+        return Identity(record.id if record else None, json.loads(json.dumps(settings)))
+
+    def initial_weights(self) -> InitialWeights | None:
+        """Where the run's first weights come from; None if they were random, or there is no run yet.
+
+        Raises UserError if run.json holds something else.
+        """
+        record = read_run(self._run)
+        return record.initial if record else None
 
     def require_plan(self) -> Plan:
         """The plan of the run: its configuration and the facts of its data set. Raises UserError if there is no run."""
@@ -125,10 +135,11 @@ class Workdir:
             _require_same_folder(self.path, self._opened)
 
     @contextlib.contextmanager
-    def open(self, plan: Plan) -> Iterator[None]:
+    def open(self, plan: Plan, initial: InitialWeights | None = None) -> Iterator[None]:
         """Create the folder of a run of `plan`, or open it again, and lock it against other processes meanwhile.
 
-        The configuration of a run that is there already is not changed before `go_on`.
+        `initial` is where the weights of a new run come from, None if they are random. The configuration of a run that
+        is there already is not changed before `go_on`.
 
         Raises UserError if another process holds it, it belongs to another run, or a file cannot be written. The last
         also holds for an OSError from inside the block.
@@ -139,7 +150,7 @@ class Workdir:
                 self._opened = self.path.stat()
                 self.check(plan)  # again: another process may have come first
                 if self.config() is None:
-                    write_run_id(self._run, secrets.token_hex(8))
+                    write_run(self._run, RunRecord(secrets.token_hex(8), initial))
                     write_whole(self._config, dump_config(plan.config))
                 write_json(self._dataset, to_json(plan.info))
                 yield

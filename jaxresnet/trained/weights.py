@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxresnet.config.files import dump_config, parse_config
+from jaxresnet.config.files import dump_config, parse_config, portable
 from jaxresnet.data.info import DatasetInfo
 from jaxresnet.data.sources import open_source
 from jaxresnet.disk import CONFIG_LIMIT, MIB, require
@@ -163,13 +163,13 @@ def save_weights(
 ) -> None:
     """Write a safetensors file that PyTorch and `load_weights` can read, completely or not at all.
 
-    Its metadata holds the plan, without `data.dir`, which makes sense on this machine only, and the `notes`. With
+    Its metadata holds the plan, without what makes sense on this machine only (`portable`), and the `notes`. With
     `half`, the kernels of convolutions and head are rounded to float16, which makes the file half as large; all else
     stays float32. Raises UserError if the file cannot be written.
     """
     metadata = {
         "jaxresnet_format": str(FORMAT),
-        "config": dump_config(plan.config.replace({"data.dir": ""})),
+        "config": dump_config(portable(plan.config)),
         "dataset": json.dumps(to_json(plan.info)),
     }
     arrays = to_state_dict(variables)
@@ -228,19 +228,35 @@ def load_weights(path: Path | str, plan: Plan | None = None) -> tuple[Plan, Vari
     no configuration in it. Raises UserError if the file cannot be read, has no configuration and `plan` is not given,
     was written by a later version, or does not fit the network.
     """
-    with _opened(path) as file:
-        try:
-            plan = plan or _plan_in(file.metadata() or {})
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-            dtypes = {name: str(each.get_dtype()) for name, each in slices.items()}
-            header = {
-                name: (tuple(each.get_shape()), _FLOATS.get(dtypes[name], dtypes[name]))
-                for name, each in slices.items()
-            }
-            return plan, _assemble(plan, header, file.get_tensor)
-        except UserError as error:
-            lines = "\n".join(f"{path}: {line}" for line in str(error).splitlines())
-            raise UserError(lines, error.exit_code) from None
+    with _opened(path) as file, _naming(path):
+        plan = plan or _plan_in(file.metadata() or {})
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        dtypes = {name: str(each.get_dtype()) for name, each in slices.items()}
+        header = {
+            name: (tuple(each.get_shape()), _FLOATS.get(dtypes[name], dtypes[name]))
+            for name, each in slices.items()
+        }
+        return plan, _assemble(plan, header, file.get_tensor)
+
+
+def plan_in_file(path: Path | str) -> Plan | None:
+    """The plan in a safetensors file; None if it is of another program and has none. No array is read.
+
+    Raises UserError if the file cannot be read or was written by a later version.
+    """
+    metadata = read_metadata(path)
+    with _naming(path):
+        return _plan_in(metadata) if "config" in metadata else None
+
+
+@contextlib.contextmanager
+def _naming(path: Path | str) -> Iterator[None]:
+    """UserErrors from inside the block get the name of the file, in each line."""
+    try:
+        yield
+    except UserError as error:
+        lines = "\n".join(f"{path}: {line}" for line in str(error).splitlines())
+        raise UserError(lines, error.exit_code) from None
 
 
 def _plan_in(metadata: Mapping[str, str]) -> Plan:

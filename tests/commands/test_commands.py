@@ -186,6 +186,8 @@ def test_the_default_folder_is_named_after_what_is_trained():
     assert default_name(Path("a/b.toml"), Config()) == "b"
     assert default_name(None, Config()) == "paper"
     assert default_name(None, Config().replace({"data.name": "digits"})) == "digits"
+    assert default_name(None, Config().replace({"data.name": "digits", "init": "a"})) == "finetuned"
+    assert default_name(Path("a/b.toml"), Config().replace({"init": "a"})) == "b"
 
 
 def test_what_only_goes_on_with_a_run_needs_one(tmp_path: Path):

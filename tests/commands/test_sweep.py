@@ -16,7 +16,9 @@ from jaxresnet.config.files import dump_config, load_config
 from jaxresnet.config.flags import ArgumentParser, add_setting_arguments, setting_arguments, to_arguments
 from jaxresnet.config.schema import Config
 from jaxresnet.errors import Interrupted, UserError
+from jaxresnet.plan import Plan
 from jaxresnet.runs.records import EpochLog, EpochRecord
+from jaxresnet.runs.workdir import Workdir
 from jaxresnet.sweep import planned_runs
 
 
@@ -80,6 +82,17 @@ def test_a_sweep_covers_every_configuration_with_every_seed(tmp_path: Path, conf
     assert [plan.config.seed for plan in runs.values()] == [0, 0, 7, 7]
     assert {plan.config.epochs for plan in runs.values()} == {9}
     assert [plan.config.augment.brightness for plan in runs.values()] == [0.2, 0.1, 0.2, 0.1]
+
+
+def test_a_sweep_from_trained_weights_asks_for_their_network(tmp_path: Path, tiny_plan: Plan):
+    with Workdir(tmp_path / "source").open(tiny_plan):
+        file = tmp_path / "finetune.toml"
+    file.write_text('epochs = 3\n[data]\nname = "digits"\n')
+    [plan] = planned_runs([file], [0], tmp_path / "runs", {"init": str(tmp_path / "source")}).values()
+    assert plan.config.model == tiny_plan.config.model
+    assert plan.config.epochs == 3
+    with pytest.raises(UserError, match="no network nowhere: expected"):
+        planned_runs([file], [0], tmp_path / "runs", {"init": "nowhere"})
 
 
 def test_a_wrong_plan_is_refused_before_anything_runs(tmp_path: Path, configs: tuple[Path, Path]):

@@ -55,6 +55,7 @@ FREE: dict[str, st.SearchStrategy] = {
     "loss": st.sampled_from(["cross_entropy", "mse"]),
     "label_smoothing": numbers(0, 1, exclude_max=True),
     "cpu_devices": st.integers(0, 256),
+    "init": st.text(st.characters(codec="utf-8")),
     "model.stem_kernel": st.integers(0, 31).map(lambda half: 2 * half + 1),
     "model.stem_channels": st.integers(1, 65_536),
     "model.conv_bias": st.booleans(),
@@ -109,6 +110,7 @@ def configurations(draw: st.DrawFn) -> Config:
         settings
         | {
             "batch_size": draw(st.integers(1, 1442 - held_out)),
+            "freeze_stages": draw(st.integers(0, stages)) if settings["init"] else 0,
             "model.stage_blocks": each(st.integers(1, 1000 // stages)),
             "model.stage_channels": each(st.integers(1, 65_536)),
             "model.stage_strides": strides,

@@ -49,6 +49,7 @@ def test_runs_of_other_seeds_rates_and_lengths_share_one_program(tiny_config: Co
         {"epochs": 9},
         {"optimizer.schedule_epochs": 200},
         {"optimizer.schedule": "constant"},
+        {"init": "runs/other"},
     ]
     program = train_step_for("cpu", plan_of(tiny_config))
     for settings in others:
@@ -63,6 +64,19 @@ def counts(text: str) -> tuple[int, int]:
 
 def test_the_papers_train_step_lowers_for_cuda_with_every_convolution():
     assert counts(train_step_for("cuda", plan_of()))[0] == CONVOLUTIONS
+
+
+@pytest.mark.parametrize(
+    ("frozen", "convolutions"),
+    [
+        (0, 6 + 6 + 5),  # the layers, a gradient of each kernel, one of all inputs but the images
+        (1, 6 + 3 + 1),  # two of the three that are trained are at the border
+        (2, 6),
+    ],
+)
+def test_no_gradient_is_computed_of_what_is_frozen(tiny_config: Config, frozen: int, convolutions: int):
+    plan = plan_of(tiny_config, {"init": "a", "freeze_stages": frozen})
+    assert counts(train_step_for("cuda", plan))[0] == convolutions
 
 
 def test_only_a_learner_for_a_cpu_has_loops():

@@ -24,10 +24,10 @@ from jaxresnet.plan import Plan
 from jaxresnet.report import main
 from jaxresnet.reporting.page import write_page
 from jaxresnet.reporting.run_page import run_report
-from jaxresnet.reporting.sections.origin import origin_section
+from jaxresnet.reporting.sections.origin import initial_facts, origin_section
 from jaxresnet.reporting.text import escape_markdown, interval_of
 from jaxresnet.runs.groups import read_histories
-from jaxresnet.runs.records import EpochRecord, EvaluationRecord, write_evaluation
+from jaxresnet.runs.records import EpochRecord, EvaluationRecord, InitialWeights, write_evaluation
 from jaxresnet.runs.workdir import Workdir
 from jaxresnet.trained.scores import class_scores
 
@@ -146,6 +146,10 @@ def test_how_a_run_was_made(finished: Path, page: Path, tmp_path: Path):
     section = origin_section(dataclasses.replace(read_histories([finished])[0], starts=starts))
     assert section.note.startswith("The run was started 2 times")
     assert section.facts == ()
+    initial = InitialWeights("runs/a", 1440, "c0ffee", head=False)
+    assert initial_facts(initial) == [
+        ("initial weights", "runs/a, step 1,440: all but the head; SHA-256 c0ffee")
+    ]
     assert [fold.title.partition(",")[0] for fold in section.folds] == [
         "Start 1",
         "Start 2",

@@ -6,6 +6,7 @@ from jaxresnet.config.files import dump_config
 from jaxresnet.machine.environment import Start
 from jaxresnet.reporting.page import Facts, Fold, Section
 from jaxresnet.runs.groups import History
+from jaxresnet.runs.records import InitialWeights
 
 
 def origin_section(history: History) -> Section:
@@ -21,7 +22,16 @@ def origin_section(history: History) -> Section:
             for number, start in enumerate(starts, 1)
         ]
     facts = start_facts(starts[0]) if len(starts) == 1 else ()
+    facts = (*initial_facts(history.workdir.initial_weights()), *facts)
     return Section("How it was made", note, facts=facts, folds=[*folds, configuration])
+
+
+def initial_facts(initial: InitialWeights | None) -> Facts:
+    """Where the run's first weights come from, in words. Nothing if they were random."""
+    if initial is None:
+        return []
+    taken = "the whole network" if initial.head else "all but the head"
+    return [("initial weights", f"{initial.place}: {taken}; SHA-256 {initial.sha256}")]
 
 
 def start_facts(start: Start) -> Facts:

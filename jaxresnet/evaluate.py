@@ -21,6 +21,7 @@ from jaxresnet.config.flags import ArgumentParser, add_data_argument, add_device
 from jaxresnet.data.sources import reopen_source
 from jaxresnet.errors import UserError, printable, run_command
 from jaxresnet.machine.memory import require_address_space
+from jaxresnet.machine.workarounds import own_process
 from jaxresnet.plan import Plan, load_plan
 
 if TYPE_CHECKING:
@@ -39,8 +40,9 @@ def main(argv: Sequence[str]) -> None:
     if args.batch_size is not None and args.batch_size < 1:
         raise UserError(f"--batch-size: expected at least 1, found {args.batch_size}", 2)
 
-    plan = load_plan(args.config) if args.config else None
     require_address_space(2)
+    own_process()
+    plan = load_plan(args.config, args.data_dir) if args.config else None
     evaluate_command(args, plan)
 
 
@@ -94,9 +96,6 @@ def make_parser() -> ArgumentParser:
 def evaluate_command(args: argparse.Namespace, plan: Plan | None) -> None:
     """Load, evaluate, print and write, as the parsed arguments say; `plan` is that of --config. Raises UserError."""
     # Imported here, so that --help and a wrong flag are answered at once.
-    from jaxresnet.machine.workarounds import own_process
-
-    own_process()
     from jaxresnet.data.splits import load_split
     from jaxresnet.learning.learner import make_learner
     from jaxresnet.machine.cache import use_compilation_cache

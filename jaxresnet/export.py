@@ -16,6 +16,7 @@ from jaxresnet.config.files import find_config
 from jaxresnet.config.flags import ArgumentParser, add_device_argument, add_network_arguments
 from jaxresnet.errors import UserError, printable, run_command
 from jaxresnet.machine.memory import require_address_space
+from jaxresnet.machine.workarounds import own_process
 from jaxresnet.plan import Plan, load_plan
 
 FORMATS = {
@@ -47,8 +48,9 @@ def main(argv: Sequence[str]) -> None:
             raise UserError(
                 f"{flag}: expected with --format {' or '.join(formats)}, found with {args.format}", 2
             )
-    plan = load_plan(args.config) if args.config else None
     require_address_space(2)
+    own_process()
+    plan = load_plan(args.config) if args.config else None
     export_command(args, plan)
 
 
@@ -86,9 +88,6 @@ def make_parser() -> ArgumentParser:
 def export_command(args: argparse.Namespace, plan: Plan | None) -> None:
     """Load, write, compare and tell, as the parsed arguments say; `plan` is that of --config. Raises UserError."""
     # Imported here, so that --help and a wrong flag are answered at once.
-    from jaxresnet.machine.workarounds import own_process
-
-    own_process()
     from jaxresnet.exporting.origin import find_origin
     from jaxresnet.exporting.request import Request
     from jaxresnet.exporting.writing import export

@@ -14,7 +14,7 @@ from jaxresnet.config.schema import Config
 from jaxresnet.data.batches import train_batches, zero_batch
 from jaxresnet.data.resolution import Size
 from jaxresnet.data.sources import open_source
-from jaxresnet.data.splits import Split, load_splits
+from jaxresnet.data.splits import Source, Split, load_splits
 from jaxresnet.errors import UserError
 from jaxresnet.learning.learner import Learner, make_hyperparameters, make_learner, random_key
 from jaxresnet.learning.state import TrainState, make_init, state_template
@@ -44,31 +44,37 @@ from jaxresnet.trained.initial import Initial, load_initial
 
 
 def fit(
-    config: Config, workdir: Path | str, mesh: Mesh | None = None, stop: Stop | None = None
+    config: Config,
+    workdir: Path | str,
+    mesh: Mesh | None = None,
+    stop: Stop | None = None,
+    source: Source | None = None,
 ) -> EvaluationRecord:
     """Train as `config` says in the folder `workdir`, from its newest checkpoint on if it has one.
 
-    `mesh` holds the devices, by default all of this process. A request by `stop` is noticed after each step. Returns
-    the evaluation of the last step on the test split, which is also written to evaluation.json. If the run is finished
-    already, only its result is printed and returned. Raises UserError if the user can fix the problem, and Interrupted
-    on a request to stop, after saving.
+    `mesh` holds the devices, by default all of this process. A request by `stop` is noticed after each step. `source`
+    is the data set of `config`, if it is open already. Returns the evaluation of the last step on the test split, which
+    is also written to evaluation.json. If the run is finished already, only its result is printed and returned; the
+    data is not needed. Raises UserError if the user can fix the problem, and Interrupted on a request to stop, after
+    saving.
     """
     folder, stop = Workdir(workdir), stop or Stop()
-    source = open_source(config.data)
-    plan = resolve(config, source.info)
-    folder.check(plan)
+    source = source or open_source(config.data)
+    plan = resolve(config, folder.facts(config) or source.outline)
     evaluation = folder.finished(config.epochs)
     if evaluation is None:
         mesh = mesh or local_mesh()
         check_batch_size(config.batch_size, mesh.devices.size)
-        plan = with_devices(plan, mesh)
-        saved = folder.config()
+        stop.run(source.prepare, "downloading the data")
+        plan, saved = with_devices(resolve(config, source.outline), mesh), folder.config()
         initial = functools.cache(functools.partial(load_initial, plan, mesh, folder.initial_weights()))
         # Of a new run at once, so that what does not fit is told before there is a folder.
         begins = initial().source if config.init and saved is None else None
         say(headline(plan, mesh), *size_notes(plan, saved), *schedule_notes(plan, saved))
         # Import TensorFlow, compile and load the data at the same time, because none of them keeps two cores busy.
         Background(load_tensorflow)
+        plan = resolve(plan.config, stop.run(lambda: source.info, "reading the data"))
+        folder.check(plan)
         learner = make_learner(plan, convolution_for(mesh))
         template = state_template(learner, replicated(mesh))
         say(*frozen_notes(learner, template))

@@ -8,7 +8,7 @@ from jaxresnet.config.files import load_config
 from jaxresnet.config.schema import Config
 from jaxresnet.data.info import DatasetInfo
 from jaxresnet.data.resolution import Phase, Size, phases_of, problems_of
-from jaxresnet.data.sources import open_source
+from jaxresnet.data.sources import SOURCES, open_source
 from jaxresnet.errors import UserError
 
 MAX_STEPS = 2**31 - 1
@@ -82,13 +82,15 @@ def resolve(config: Config, info: DatasetInfo, source: str = "") -> Plan:
     return plan
 
 
-def load_plan(path: Path) -> Plan:
-    """The plan of a TOML file of settings and of the data set that it names.
+def load_plan(path: Path, directory: str = "") -> Plan:
+    """The plan of a TOML file of settings and of the data set that it names, which is in `directory` if that is given.
 
-    Raises UserError (exit code 2) as `load_config`, `open_source` and `resolve` do.
+    The data is read if its facts are not known in advance. Raises UserError (exit code 2) as `load_config`,
+    `open_source` and `resolve` do.
     """
     config = load_config(path)
-    return resolve(config, open_source(config.data, f"{path}: ").info, f"{path}: ")
+    data = config.replace({"data.dir": directory or config.data.dir}).data
+    return resolve(config, open_source(data, f"{path}: ").info, f"{path}: ")
 
 
 def _problems(plan: Plan) -> list[str]:
@@ -104,8 +106,10 @@ def _problems(plan: Plan) -> list[str]:
             f"freeze_stages: expected at most the {stages} stages of the network, found {config.freeze_stages}"
         )
     if any(side % total_stride for side in info.image_shape[:2]):
+        fitting = -(-size // total_stride) * total_stride
+        hint = "" if info.name in SOURCES else f"; data.image_size {fitting} would fit"
         problems.append(
-            f"model.stage_strides: expected a product that divides the image size {size}, found {total_stride}"
+            f"model.stage_strides: expected a product that divides the image size {size}, found {total_stride}{hint}"
         )
     problems += problems_of(config.resolution, info.image_shape[:2], total_stride)
     if config.augment.crop_padding >= size:

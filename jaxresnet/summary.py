@@ -1,7 +1,8 @@
 """Print a network's layers: `python -m jaxresnet.summary --config resnet18`.
 
 It shows each layer's output shape (height, width, channels), number of parameters and multiply-accumulates (MACs) per
-image. The names are those in the network's variables, which count stages from 0. The data set is not read.
+image. The names are those in the network's variables, which count stages from 0. Images are not read, and nothing is
+downloaded: the classes and the size of the images are known, or told by tensorflow-datasets or the names of folders.
 """
 
 if __name__ == "__main__":  # first, because the imports below take half a second
@@ -17,6 +18,7 @@ from jaxresnet.data.resolution import Phase, size_text
 from jaxresnet.data.sources import open_source
 from jaxresnet.errors import run_command
 from jaxresnet.machine.memory import require_address_space
+from jaxresnet.machine.workarounds import own_process
 from jaxresnet.plan import resolve
 from jaxresnet.trained.initial import with_initial_model
 
@@ -30,9 +32,10 @@ def main(argv: Sequence[str]) -> None:
     add_config_arguments(parser)
     args = parser.parse(argv)
     require_address_space(1.5)
+    own_process()
     config = with_initial_model(config_from_arguments(args))
     source = f"{args.config}: " if args.config else ""
-    plan = resolve(config, open_source(config.data, source).info, source)
+    plan = resolve(config, open_source(config.data, source).outline, source)
 
     # Imported here, so that --help is answered at once.
     from jaxresnet.network.describe import describe, macs_of_phases

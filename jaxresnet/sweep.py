@@ -24,6 +24,8 @@ from jaxresnet.config.flags import (
     add_setting_arguments,
     setting_arguments,
 )
+from jaxresnet.config.schema import DataConfig
+from jaxresnet.data.info import DatasetInfo
 from jaxresnet.data.sources import open_source
 from jaxresnet.engines.process import checked, problem_of, run_arguments, standing, train
 from jaxresnet.engines.shares import Wish
@@ -72,6 +74,7 @@ def main(argv: Sequence[str]) -> None:
     add_engine_arguments(parser)
     add_setting_arguments(parser)
     args = parser.parse(argv)
+    own_process()
     settings = setting_arguments(args)
     if "seed" in settings:
         raise UserError("--seed: expected --seeds, which lists the seeds of a sweep", 2)
@@ -177,12 +180,13 @@ def train_one(path: Path, plan: Plan, device: str, title: str) -> dict[Path, str
 def planned_runs(
     configs: Sequence[Path], seeds: Sequence[int], workdir: Path, settings: Mapping[str, Any]
 ) -> dict[Path, Plan]:
-    """The runs of a sweep in their order: workdir to plan.
+    """The runs of a sweep in their order: workdir to plan, with the facts of the data that need no images.
 
     Raises UserError (exit code 2) if a configuration is wrong, two runs would have the same workdir, or a file's name
     cannot be that of a folder in `workdir`.
     """
-    runs = {}
+    runs: dict[Path, Plan] = {}
+    facts: dict[DataConfig, DatasetInfo] = {}
     # All configurations with the first seed come first, so that they can be compared even if the sweep ends early.
     for seed in seeds:
         for file in configs:
@@ -193,7 +197,9 @@ def planned_runs(
                 raise UserError(f"expected files and seeds that differ, found two runs for {path}", 2)
             config = load_config(file).replace({**settings, "seed": seed})
             config = with_initial_model(config, Workdir(path))
-            runs[path] = resolve(config, open_source(config.data, f"{file}: ").info, f"{file}: ")
+            if config.data not in facts:
+                facts[config.data] = open_source(config.data, f"{file}: ").outline
+            runs[path] = resolve(config, facts[config.data], f"{file}: ")
     return runs
 
 

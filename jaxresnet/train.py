@@ -49,11 +49,12 @@ def main(argv: Sequence[str]) -> None:
     config = config_from_arguments(args)
     require_address_space(3)
     own_process()
-    source = f"{args.config}: " if args.config else ""
+    place = f"{args.config}: " if args.config else ""
     folder = Workdir(args.workdir or Path("runs") / default_name(args.config, config))
     config = with_initial_model(config, folder)
-    plan = resolve(config, open_source(config.data, source).info, source)
-    folder.check(plan)
+    source = open_source(config.data, place)
+    # What is wrong is told before images are read.
+    resolve(config, folder.facts(config) or source.outline, place)
 
     # Imported here, so that --help and a wrong flag are answered at once.
     from jaxresnet.fit import fit
@@ -66,7 +67,7 @@ def main(argv: Sequence[str]) -> None:
         if folder.finished(config.epochs) is None:
             mesh = start_devices(args.device, chosen_cpu_devices(config, folder.config()))
             use_compilation_cache()
-        fit(config, folder.path, mesh, stop)
+        fit(config, folder.path, mesh, stop, source)
 
 
 def own_config(workdir: Path, given: Collection[str]) -> Path | None:

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from jaxresnet.config.schema import Config
 from jaxresnet.data.batches import Batch
+from jaxresnet.data.info import outline
 from jaxresnet.data.sources import open_source
 from jaxresnet.learning.learner import Learner, make_hyperparameters, make_learner, random_key
 from jaxresnet.learning.metrics import Metrics
@@ -45,9 +46,15 @@ TINY_SETTINGS: dict[str, Any] = {
 
 
 def plan_of(config: Config | None = None, settings: Mapping[str, Any] | None = None) -> Plan:
-    """The plan of a configuration, by default the paper's, with new values for some settings."""
+    """The plan of a configuration, by default the paper's, with new values for some settings.
+
+    Of a data set whose facts must be read, those that are known without; of a folder that is not named, made-up ones.
+    """
     config = (config or Config()).replace(settings or {})
-    return resolve(config, open_source(config.data).info)
+    if config.data.name == "folder" and not config.data.dir:
+        side = config.data.image_size
+        return resolve(config, outline("folder", (side, side, 3), ["a", "b"], 100, 10))
+    return resolve(config, open_source(config.data).outline)
 
 
 def mesh_of(devices: int) -> Mesh:

@@ -7,7 +7,7 @@ import pytest
 from helpers import plan_of
 
 from jaxresnet.config.schema import Config
-from jaxresnet.data.cifar10 import INFO
+from jaxresnet.data.sources.cifar10 import INFO
 from jaxresnet.errors import UserError
 from jaxresnet.plan import MAX_STEPS, resolve
 

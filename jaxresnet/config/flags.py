@@ -128,8 +128,8 @@ def add_data_argument(parser: ArgumentParser) -> None:
         dest="data_dir",
         default="",
         metavar="DIR",
-        help="folder of the prepared TFDS data sets (default: the run's, if it still exists, or $TFDS_DATA_DIR, "
-        "or ~/tensorflow_datasets)",
+        help="folder of pictures, or of the prepared TFDS data sets (default: the run's, if it still exists, or "
+        "$TFDS_DATA_DIR, or ~/tensorflow_datasets)",
     )
 
 

@@ -60,11 +60,17 @@ class DataConfig(_Section):
     """The data set and its hold-out."""
 
     name: str = "cifar10"
-    """Data set: cifar10, or digits, which comes with scikit-learn and needs no download."""
+    """Data set: cifar10; digits, which comes with scikit-learn; folder, your own pictures in data.dir; or the name of
+    an image data set of tensorflow-datasets, such as cifar100."""
     dir: Annotated[str, Field(max_length=4096)] = ""  # with a bound, pydantic also refuses what is not UTF-8
-    """Folder of the prepared TFDS data sets. Empty: $TFDS_DATA_DIR if set, else ~/tensorflow_datasets."""
+    """Folder of the prepared TFDS data sets. Empty: $TFDS_DATA_DIR if set, else ~/tensorflow_datasets. For the data
+    set folder: that with the pictures, in train/CLASS and test/CLASS, or in CLASS."""
+    image_size: Annotated[int, Field(ge=0, le=4096)] = 0
+    """Side of the images in pixels; others are resized to it, and cropped to a square. 0: the data set's own."""
     validation_examples: Count = 0
     """Number of training examples held out for validation. They are stratified and the same for every seed."""
+    test_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of the examples held out as test split, stratified, if the data set has none. Unused otherwise."""
 
 
 class AugmentConfig(_Section):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from jaxresnet.disk import kind_of, open_file
 from jaxresnet.errors import UserError
@@ -23,6 +23,9 @@ _DRAFT = 4
 image's along a side. Decoding is then several times as fast."""
 
 _MOST_16_BITS = 65_535
+
+_TURNED = (5, 6, 7, 8)
+"""Values of EXIF's orientation, as cameras write it, that exchange height and width."""
 
 
 def is_picture(path: Path) -> bool:
@@ -118,6 +121,22 @@ def decode_picture(
     size, bicubic = (width, height), Image.Resampling.BICUBIC
     image = ImageOps.fit(plain, size, bicubic) if fit == "crop" else plain.resize(size, bicubic)
     return np.asarray(image).reshape(image_shape)
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Height and width in pixels of the picture in a file, turned as its EXIF data says. Decodes only its header.
+
+    Raises UserError, which begins with the path, if it holds no picture.
+    """
+    try:
+        with os.fdopen(open_file(path, os.O_RDONLY, follow=True), "rb") as file, Image.open(file) as picture:
+            turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in _TURNED
+            width, height = picture.size
+            return (width, height) if turned else (height, width)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UserError(f"{path}: expected a picture of a usual size: {error}") from None
+    except (OSError, SyntaxError, ValueError, EOFError, RuntimeError, struct.error) as error:
+        raise UserError(f"{path}: cannot read the picture: {error}") from None
 
 
 def _plain(picture: Image.Image) -> Image.Image:

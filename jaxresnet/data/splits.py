@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from jaxresnet.data.info import DatasetInfo
+from jaxresnet.data.info import DatasetInfo, listed
 from jaxresnet.errors import UserError
 
 
@@ -17,11 +17,24 @@ class Split(NamedTuple):
 
 
 class Source(Protocol):
-    """A data set that can be read."""
+    """A data set that can be read. To open one reads nothing."""
+
+    @property
+    def outline(self) -> DatasetInfo:
+        """The facts as far as they are known without the images and without a download.
+
+        They are all there is to know, or `jaxresnet.data.info.outline` makes them. If the data set is still to be
+        downloaded, names of classes may be numbers, and the numbers of examples are large enough for any setting.
+        """
+        ...
 
     @property
     def info(self) -> DatasetInfo:
-        """The facts of the data set."""
+        """All facts. If they must be computed, the data is read, and kept for the next `read`."""
+        ...
+
+    def prepare(self) -> None:
+        """Download the data set if `outline` lacks it. Raises UserError (exit code 1) if that fails."""
         ...
 
     def read(self, split: Literal["train", "test"]) -> Split:
@@ -40,11 +53,12 @@ def load_split(
     `expected` are the facts of the data that a network was trained on. Raises UserError if the data set has other
     classes or another image shape, and what `load_splits` raises.
     """
-    info = source.info
+    source.prepare()
+    info = source.outline
     if expected and (info.class_names, info.image_shape) != (expected.class_names, expected.image_shape):
         raise UserError(
             f"the data set {info.name} is not what the network was trained on: expected images {expected.image_shape} "
-            f"of {', '.join(expected.class_names)}, found {info.image_shape} of {', '.join(info.class_names)}"
+            f"of {listed(expected.class_names)}, found {info.image_shape} of {listed(info.class_names)}"
         )
     return load_splits(source, {name}, validation_examples)[name]
 
@@ -70,7 +84,7 @@ def load_splits(source: Source, names: Collection[str], validation_examples: int
 
 def _read_checked(source: Source, name: Literal["train", "test"]) -> Split:
     split = source.read(name)
-    _check_split(source.info, name, split)
+    _check_split(source.outline, name, split)
     return split
 
 

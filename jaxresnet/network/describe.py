@@ -37,7 +37,7 @@ def describe(plan: Plan, size: Size | None = None) -> list[LayerInfo]:
     The images have `size`, by default the data's own.
 
     >>> from jaxresnet.config.schema import Config
-    >>> from jaxresnet.data.cifar10 import INFO
+    >>> from jaxresnet.data.sources.cifar10 import INFO
     >>> from jaxresnet.plan import resolve
     >>> f"{sum(layer.parameters for layer in describe(resolve(Config(), INFO))):,}"
     '4,985,386'

@@ -10,8 +10,8 @@ from typing import Any
 
 from jaxresnet.config.files import dump_config, load_config
 from jaxresnet.config.schema import Config, differing_settings, setting_values
-from jaxresnet.data.info import DatasetInfo
-from jaxresnet.data.sources import open_source
+from jaxresnet.data.info import DatasetInfo, changes
+from jaxresnet.data.sources import known_facts
 from jaxresnet.disk import kind_of, require
 from jaxresnet.errors import UserError
 from jaxresnet.plan import Plan, resolve
@@ -38,19 +38,23 @@ def _lasting(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if not name.startswith(FREE_SETTINGS)}
 
 
-def _refuse_another_run(path: Path, saved: Plan, plan: Plan) -> None:
-    """Raise UserError (exit code 2) if the run in `path`, whose plan is `saved`, is another than one of `plan`."""
-    differing = _lasting(differing_settings(saved.config, plan.config))
-    if saved.info != plan.info and not differing:
-        raise UserError(
-            f"{path} holds a run of another data set: expected {saved.info}, found {plan.info}: "
-            "use its own data set or name another --workdir",
-            2,
-        )
+def _refuse_another_configuration(path: Path, saved: Config, config: Config) -> None:
+    """Raise UserError (exit code 2) if the run in `path` has settings, `saved`, that must not become `config`."""
+    differing = _lasting(differing_settings(saved, config))
     if differing:
         listed = "; ".join(f"{name} was {old!r}, is {new!r}" for name, (old, new) in differing.items())
         raise UserError(
             f"{path} holds a run of another configuration ({listed}): use its own or name another --workdir",
+            2,
+        )
+
+
+def _refuse_another_data_set(path: Path, saved: DatasetInfo, info: DatasetInfo) -> None:
+    """Raise UserError (exit code 2) if the run in `path` has another data set, `saved`, than that of `info`."""
+    if saved != info:
+        raise UserError(
+            f"{path} holds a run of another data set ({changes(saved, info)}): use its own data set or name another "
+            "--workdir",
             2,
         )
 
@@ -97,9 +101,19 @@ class Workdir:
 
     def check(self, plan: Plan) -> None:
         """Raise UserError (exit code 2) if the folder holds another run than one of `plan`, or something else."""
+        if (saved := self.facts(plan.config)) is not None:
+            _refuse_another_data_set(self.path, saved, plan.info)
+
+    def facts(self, config: Config) -> DatasetInfo | None:
+        """The facts of the data set of the run that is there; None if there is no run yet.
+
+        Raises UserError (exit code 2) if that run cannot go on with `config`, or there is something else.
+        """
         saved = self.config()
-        if saved is not None:
-            _refuse_another_run(self.path, Plan(saved, self._info(saved)), plan)
+        if saved is None:
+            return None
+        _refuse_another_configuration(self.path, saved, config)
+        return self._info(saved)
 
     def identity(self, config: Config) -> Identity:
         """What binds the checkpoints of the run to it; `config` is its configuration.
@@ -126,8 +140,8 @@ class Workdir:
         """The facts of the run's data set, whose configuration is `config`."""
         if (info := read_record(DatasetInfo, self._dataset)) is not None:
             return info
-        # A run of version 0.1, which did not write this file, or one that was killed at its start.
-        return open_source(config.data, f"{self._config}: ").info
+        # A run of version 0.1, which did not write this file.
+        return known_facts(config.data, f"{self._config}: ")
 
     def require_in_place(self) -> None:
         """Raise UserError if the folder was moved or removed since `open`: a save would make a new one there."""
@@ -149,10 +163,11 @@ class Workdir:
             with lock_folder(self.path):
                 self._opened = self.path.stat()
                 self.check(plan)  # again: another process may have come first
+                write_json(self._dataset, to_json(plan.info))
                 if self.config() is None:
                     write_run(self._run, RunRecord(secrets.token_hex(8), initial))
+                    # Last, because it makes the folder that of a run.
                     write_whole(self._config, dump_config(plan.config))
-                write_json(self._dataset, to_json(plan.info))
                 yield
         except BrokenPipeError:  # not of a file: nobody reads the output any more
             raise
@@ -217,7 +232,8 @@ def _check_folders(workdir: Path) -> None:
 def _require_room(workdir: Path) -> None:
     """Raise UserError (exit code 2) if a folder without a configuration holds something that no run has left there."""
     # A start that was killed early leaves a lock, and perhaps an incomplete configuration.
-    own = {"lock", "run.json", "run.json.tmp", "config.toml.tmp"}
+    records = ("dataset.json", "run.json", "config.toml")
+    own = {"lock", *records[:2], *(f"{name}.tmp" for name in records)}
     if workdir.is_dir() and any(entry.name not in own for entry in workdir.iterdir()):
         raise UserError(
             f"{workdir} is neither empty nor a run (it has no config.toml): name another --workdir", 2

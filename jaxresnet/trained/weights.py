@@ -18,7 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxresnet.config.files import dump_config, parse_config, portable
 from jaxresnet.data.info import DatasetInfo
-from jaxresnet.data.sources import open_source
+from jaxresnet.data.sources import known_facts
 from jaxresnet.disk import CONFIG_LIMIT, MIB, require
 from jaxresnet.errors import UserError
 from jaxresnet.learning.learner import make_learner
@@ -276,5 +276,5 @@ def _plan_in(metadata: Mapping[str, str]) -> Plan:
     if "dataset" in metadata:
         info = parse_record(DatasetInfo, metadata["dataset"], "dataset")
     else:
-        info = open_source(config.data).info
+        info = known_facts(config.data)
     return resolve(config, info)

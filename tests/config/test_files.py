@@ -88,7 +88,7 @@ def test_an_unknown_name_is_told_with_the_known_ones():
         find_config("digit")
     message = str(caught.value)
     assert message.startswith("no configuration digit: expected a TOML file, or one of ablations/")
-    assert ", digits, fast16, paper, " in message
+    assert ", digits, fashion_mnist, fast16, folder, paper, " in message
     assert "\n" not in message
     assert caught.value.exit_code == 2
 

@@ -88,6 +88,8 @@ FREE: dict[str, st.SearchStrategy] = {
     "evaluation.every_epochs": st.integers(1, 10**9),
     "checkpoint.every_epochs": st.integers(1, 10**9),
     "checkpoint.every_minutes": numbers(0, 1e300),
+    "data.image_size": st.sampled_from([0, 32]),
+    "data.test_share": numbers(0, 1, exclude_min=True, exclude_max=True),
 }
 """Settings that may have any value, whatever the others are."""
 

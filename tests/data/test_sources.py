@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from jaxresnet.config.schema import Config, DataConfig
-from jaxresnet.data import cifar10
-from jaxresnet.data.sources import SOURCES, open_source, reopen_source
+from jaxresnet.data.sources import SOURCES, cifar10, open_source, reopen_source, tfds
 from jaxresnet.data.splits import Split, load_split, load_splits
 from jaxresnet.errors import UserError
 
@@ -22,16 +21,13 @@ def test_a_source_is_opened_by_its_name_without_reading():
         assert info.classes == 10
 
 
-@pytest.mark.parametrize(
-    ("name", "hint"), [("cifar100", "; did you mean cifar10?"), ("digit", "; did you mean digits?"), ("", "")]
-)
-def test_an_unknown_name_is_told_in_one_line(name: str, hint: str):
-    with pytest.raises(UserError) as caught:
-        open_source(DataConfig(name=name))
-    assert str(caught.value) == f"data.name: expected 'cifar10' or 'digits', found {name!r}{hint}"
+def test_images_of_a_known_size_are_not_resized():
+    assert open_source(DataConfig(name="digits", image_size=32)).info.image_shape == (32, 32, 3)
+    with pytest.raises(
+        UserError, match=r"^a\.toml: data\.image_size: expected 0 or 32 for digits, found 64"
+    ) as caught:
+        open_source(DataConfig(name="digits", image_size=64), "a.toml: ")
     assert caught.value.exit_code == 2
-    with pytest.raises(UserError, match=r"^run\.toml: data\.name: expected "):
-        open_source(DataConfig(name=name), "run.toml: ")
 
 
 def test_digits():
@@ -165,13 +161,13 @@ def test_a_user_without_a_home_folder_is_told_what_to_set():
 
 
 def test_a_host_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(cifar10, "PROBE_SECONDS", 0.5)
+    monkeypatch.setattr(tfds, "PROBE_SECONDS", 0.5)
 
     def hang(*_: object, **__: object) -> None:
         time.sleep(3)
         raise OSError("too late")
 
-    monkeypatch.setattr(cifar10.urllib.request, "urlopen", hang)
+    monkeypatch.setattr(tfds.urllib.request, "urlopen", hang)
     began = time.monotonic()
     with pytest.raises(UserError, match="no answer"):
         load_split(open_source(DataConfig(dir=str(tmp_path))), "train")
@@ -182,7 +178,11 @@ def test_the_data_of_a_run_is_found_where_it_is_now(tmp_path: Path, monkeypatch:
     kept, other, usual = (str(tmp_path / name) for name in ("kept", "other", "usual"))
     Path(kept).mkdir()
     monkeypatch.setenv("TFDS_DATA_DIR", usual)
-    monkeypatch.setattr(cifar10, "_require_network", lambda root: (_ for _ in ()).throw(UserError(str(root))))
+
+    def no_network(url: str, name: str, root: Path) -> None:
+        raise UserError(str(root))
+
+    monkeypatch.setattr(tfds, "require_network", no_network)
 
     def place(folder: str, directory: str = "") -> str:
         with pytest.raises(UserError) as caught:

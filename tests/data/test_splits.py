@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from jaxresnet.config.schema import DataConfig
-from jaxresnet.data.cifar10 import INFO as CIFAR10
-from jaxresnet.data.digits import INFO, Digits
 from jaxresnet.data.info import DatasetInfo
 from jaxresnet.data.sources import open_source
+from jaxresnet.data.sources.cifar10 import INFO as CIFAR10
+from jaxresnet.data.sources.digits import INFO, Digits
 from jaxresnet.data.splits import Split, holdout_indices, load_split, load_splits
 from jaxresnet.errors import UserError
 

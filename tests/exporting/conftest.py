@@ -10,7 +10,7 @@ import pytest
 from helpers import TINY_SETTINGS, mesh_of
 
 from jaxresnet.config.schema import Config
-from jaxresnet.data.digits import INFO
+from jaxresnet.data.sources.digits import INFO
 from jaxresnet.exporting.origin import Origin
 from jaxresnet.exporting.request import Request
 from jaxresnet.learning.learner import make_learner

@@ -12,7 +12,7 @@ from helpers import initial_state, jitted_train_step, mesh_of, plan_of
 
 from jaxresnet.config.schema import Config
 from jaxresnet.data.batches import Batch
-from jaxresnet.data.cifar10 import INFO
+from jaxresnet.data.sources.cifar10 import INFO
 from jaxresnet.data.splits import Split
 from jaxresnet.learning.learner import Learner, make_hyperparameters, make_learner
 from jaxresnet.learning.losses import mse

@@ -16,7 +16,7 @@ from helpers import plan_of
 import jaxresnet
 from jaxresnet.config.files import dump_config
 from jaxresnet.config.schema import Config
-from jaxresnet.data.digits import INFO
+from jaxresnet.data.sources.digits import INFO
 from jaxresnet.errors import UserError
 from jaxresnet.evaluate import as_text
 from jaxresnet.machine.devices import local_mesh
@@ -214,7 +214,7 @@ def test_a_run_that_has_only_begun(tmp_path: Path, tiny_config: Config):
 @pytest.mark.usefixtures("undrawn")
 def test_the_papers_column_stands_beside_cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "none"))
-    monkeypatch.setattr("jaxresnet.data.cifar10.PROBE_SECONDS", 0.1)
+    monkeypatch.setattr("jaxresnet.data.sources.tfds.PROBE_SECONDS", 0.1)
     made_up_run(tmp_path / "paper", plan_of(Config()))
     page = write_report(tmp_path / "paper", tmp_path / "report")
     table = rows(page)

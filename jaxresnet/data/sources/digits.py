@@ -28,7 +28,10 @@ class Digits:
     digits are written by other people than the training digits.
     """
 
-    info = INFO
+    info = outline = INFO
+
+    def prepare(self) -> None:
+        """Nothing to do: they come with scikit-learn."""
 
     def read(self, split: Literal["train", "test"]) -> "Split":
         """All examples of one split."""

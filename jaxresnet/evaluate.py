@@ -12,20 +12,32 @@ if __name__ == "__main__":  # first, because the imports below take half a secon
 
 import argparse
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxresnet.config.files import find_config
-from jaxresnet.config.flags import ArgumentParser, add_data_argument, add_device_argument
+from jaxresnet.config.flags import (
+    ArgumentParser,
+    add_data_argument,
+    add_device_argument,
+    add_distributed_arguments,
+)
+from jaxresnet.config.schema import setting_values
 from jaxresnet.data.sources import reopen_source
 from jaxresnet.errors import UserError, printable, run_command
+from jaxresnet.machine.hosts import find_peers
+from jaxresnet.machine.hosts.launch import read_launch
+from jaxresnet.machine.hosts.peers import Peers
 from jaxresnet.machine.memory import require_address_space
 from jaxresnet.machine.workarounds import own_process
 from jaxresnet.plan import Plan, load_plan
 
 if TYPE_CHECKING:
+    from jaxresnet.data.splits import Split
     from jaxresnet.runs.records import EvaluationRecord
+    from jaxresnet.trained.load import TrainedNetwork
 
 
 def main(argv: Sequence[str]) -> None:
@@ -42,8 +54,13 @@ def main(argv: Sequence[str]) -> None:
 
     require_address_space(2)
     own_process()
-    plan = load_plan(args.config, args.data_dir) if args.config else None
-    evaluate_command(args, plan)
+    with find_peers(read_launch(vars(args))) as peers:
+        asked = {
+            f"--{name.replace('_', '-')}": getattr(args, name) for name in ("batch_size", "tta", "average")
+        }
+        peers.require_same(asked, 2)
+        plan = load_plan(args.config, args.data_dir) if args.config else None
+        evaluate_command(args, plan, peers)
 
 
 def make_parser() -> ArgumentParser:
@@ -90,55 +107,85 @@ def make_parser() -> ArgumentParser:
     )
     add_data_argument(parser)
     add_device_argument(parser)
+    add_distributed_arguments(parser)
     return parser
 
 
-def evaluate_command(args: argparse.Namespace, plan: Plan | None) -> None:
-    """Load, evaluate, print and write, as the parsed arguments say; `plan` is that of --config. Raises UserError."""
+def evaluate_command(args: argparse.Namespace, plan: Plan | None, peers: Peers) -> None:
+    """Load, evaluate, print and write, as the parsed arguments say; `plan` is that of --config. Raises UserError.
+
+    With `peers`, each process loads the network and the data, evaluates its part, and process 0 writes.
+    """
     # Imported here, so that --help and a wrong flag are answered at once.
     from jaxresnet.data.splits import load_split
     from jaxresnet.learning.learner import make_learner
     from jaxresnet.machine.cache import use_compilation_cache
-    from jaxresnet.machine.devices import available_cores, start_devices
+    from jaxresnet.machine.devices import available_cores, replicate, start_devices
     from jaxresnet.machine.memory import out_of_memory_told
     from jaxresnet.network.cpu_convolution import convolution_for
     from jaxresnet.runs.records import write_evaluation
     from jaxresnet.runs.workdir import Workdir
     from jaxresnet.trained.evaluation import evaluate_whole, evaluation_record
-    from jaxresnet.trained.load import load_run, load_weights_file
-    from jaxresnet.trained.shipped import find_network
 
     devices = Workdir(args.workdir).require_config().cpu_devices if args.workdir else 0
-    mesh = start_devices(args.device, devices or available_cores())
+    mesh = start_devices(args.device, max(1, peers.told(devices or available_cores()) // peers.count))
+    peers.meet(mesh)
     use_compilation_cache()
-    if args.workdir:
-        checkpoint = args.checkpoint or "latest"
-        network = load_run(args.workdir, checkpoint, mesh, average=args.average)
-        output = args.output or Workdir(args.workdir).evaluation_path(checkpoint, average=args.average)
-    else:
-        network, output = load_weights_file(find_network(args.weights), mesh, plan), args.output
+    network, output = load_chosen(args, plan)
     source = reopen_source(network.config, args.data_dir)
-    split = load_split(source, "test", expected=network.info)
+    split = peers.in_turn(lambda: load_split(source, "test", expected=network.info))
     batch_size = args.batch_size or network.config.batch_size
+    if peers.count > 1:
+        require_same_network(peers, network, split)
+    variables = replicate(mesh, network.variables)
     with out_of_memory_told(batch_size, mesh):
         learner = make_learner(network.plan, convolution_for(mesh))
-        metrics = evaluate_whole(learner, network.variables, split, batch_size, mesh)
+        metrics = evaluate_whole(learner, variables, split, batch_size, mesh)
         record = evaluation_record(
             network.plan, metrics, network.checkpoint, network.step, network.selected_on
         )
         record = dataclasses.replace(record, average=args.average)
         if args.tta != "none":
-            of_views = evaluate_whole(learner, network.variables, split, batch_size, mesh, args.tta)
+            of_views = evaluate_whole(learner, variables, split, batch_size, mesh, args.tta)
             record = dataclasses.replace(
                 record, tta=args.tta, tta_loss=of_views.loss, tta_accuracy=of_views.accuracy
             )
     print(as_text(record), flush=True)  # before what may go to the same place, such as /dev/stdout
-    if output is not None:
+    if output is not None and peers.first:
         try:
             write_evaluation(output, record, named=output == args.output)
         except OSError as error:
             raise UserError(f"cannot write {output}: {error.strerror}") from None
         print(f"written to {output}")
+
+
+def load_chosen(args: argparse.Namespace, plan: Plan | None) -> "tuple[TrainedNetwork, Path | None]":
+    """The network that the parsed arguments name, on this process's devices, and the file to write, if there is one."""
+    from jaxresnet.runs.workdir import Workdir
+    from jaxresnet.trained.load import load_run, load_weights_file
+    from jaxresnet.trained.shipped import find_network
+
+    if not args.workdir:
+        return load_weights_file(find_network(args.weights), plan=plan), args.output
+    checkpoint = args.checkpoint or "latest"
+    network = load_run(args.workdir, checkpoint, average=args.average)
+    return network, args.output or Workdir(args.workdir).evaluation_path(checkpoint, average=args.average)
+
+
+def require_same_network(peers: Peers, network: "TrainedNetwork", split: "Split") -> None:
+    """Raise UserError if another process has loaded another network, or other images."""
+    from jaxresnet.runs.files import to_json
+    from jaxresnet.runs.integrity import checksum, text_checksum
+
+    plan = [setting_values(network.config), to_json(network.info)]
+    peers.require_same(
+        {
+            "the network's step": network.step,
+            "its configuration's SHA-256": text_checksum(json.loads(json.dumps(plan))),
+            "its weights' SHA-256": checksum(network.variables),
+            "the test images' SHA-256": checksum(split),
+        }
+    )
 
 
 def as_text(record: "EvaluationRecord") -> str:

@@ -24,10 +24,13 @@ from jaxresnet.machine.devices import (
     device_batches,
     local_mesh,
     on_cpu,
+    own_rows,
+    replicate,
     replicated,
     shard_batch,
 )
 from jaxresnet.machine.environment import describe_environment, peak_device_bytes
+from jaxresnet.machine.hosts.peers import Peers
 from jaxresnet.machine.memory import check_memory, free_bytes, out_of_memory_told
 from jaxresnet.machine.signals import Background, Stop
 from jaxresnet.machine.workarounds import load_tensorflow
@@ -36,7 +39,9 @@ from jaxresnet.plan import Plan, resolve
 from jaxresnet.programs import Program, TrainPrograms
 from jaxresnet.reporting.progress import Reporter, closing_lines, headline, schedule_notes, size_notes
 from jaxresnet.runs.checkpoint import Checkpoints
+from jaxresnet.runs.integrity import checksum
 from jaxresnet.runs.records import EvaluationRecord, evaluated_split
+from jaxresnet.runs.unwritten import UnwrittenCheckpoints, UnwrittenWorkdir
 from jaxresnet.runs.workdir import Workdir
 from jaxresnet.session import CompiledSteps, Saving, Session, evaluate_end
 from jaxresnet.trained.evaluation import jit_eval_step
@@ -49,25 +54,29 @@ def fit(
     mesh: Mesh | None = None,
     stop: Stop | None = None,
     source: Source | None = None,
+    peers: Peers | None = None,
 ) -> EvaluationRecord:
     """Train as `config` says in the folder `workdir`, from its newest checkpoint on if it has one.
 
     `mesh` holds the devices, by default all of this process. A request by `stop` is noticed after each step. `source`
-    is the data set of `config`, if it is open already. Returns the evaluation of the last step on the test split, which
-    is also written to evaluation.json. If the run is finished already, only its result is printed and returned; the
-    data is not needed. Raises UserError if the user can fix the problem, and Interrupted on a request to stop, after
-    saving.
+    is the data set of `config`, if it is open already. With `peers`, all of them call this, and `mesh` holds the
+    devices of all; process 0 writes the folder. Returns the evaluation of the last step on the test split, which is
+    also written to evaluation.json. If the run is finished already, only its result is printed and returned; the data
+    is not needed. Raises UserError if the user can fix the problem, and Interrupted on a request to stop, after saving.
     """
-    folder, stop = Workdir(workdir), stop or Stop()
+    folder, stop, peers = Workdir(workdir), stop or Stop(), peers or Peers()
     source = source or open_source(config.data)
     plan = resolve(config, folder.facts(config) or source.outline)
     evaluation = folder.finished(config.epochs)
+    peers.require_same({"a finished run in the workdir": evaluation is not None})
     if evaluation is None:
         mesh = mesh or local_mesh()
+        peers.meet(mesh)
         check_batch_size(config.batch_size, mesh.devices.size)
-        stop.run(source.prepare, "downloading the data")
+        stop.run(lambda: peers.in_turn(source.prepare), "downloading the data")
         plan, saved = with_devices(resolve(config, source.outline), mesh), folder.config()
-        initial = functools.cache(functools.partial(load_initial, plan, mesh, folder.initial_weights()))
+        here = mesh if peers.count == 1 else local_mesh()
+        initial = functools.cache(functools.partial(load_initial, plan, here, folder.initial_weights()))
         # Of a new run at once, so that what does not fit is told before there is a folder.
         begins = initial().source if config.init and saved is None else None
         say(headline(plan, mesh), *size_notes(plan, saved), *schedule_notes(plan, saved))
@@ -81,13 +90,23 @@ def fit(
         size = plan.size_at(folder.newest_saved_step())  # where the run goes on, unless that one is damaged
         compiling = Background(lambda: compile_steps(learner, template, mesh, size))
         names = {"train", "test", config.evaluation.split}
+        held_out = config.data.validation_examples
         splits = stop.run(
-            lambda: load_splits(source, names, config.data.validation_examples), "loading the data"
+            lambda: peers.in_turn(lambda: load_splits(source, names, held_out)), "loading the data"
         )
+        folder = folder if peers.first else UnwrittenWorkdir(workdir)
         with folder.open(plan, begins), out_of_memory_told(config.batch_size, mesh):
-            evaluation = run_to_end(learner, template, folder, mesh, splits, compiling, stop, initial)
+            stop.run(lambda: check_same_place(peers, splits, folder.path), "meeting the other processes")
+            evaluation = run_to_end(learner, template, folder, mesh, splits, compiling, stop, initial, peers)
     say(closing_lines(plan, folder.path, folder.epochs.read(), evaluation))
     return evaluation
+
+
+def check_same_place(peers: Peers, splits: dict[str, Split], folder: Path) -> None:
+    """Raise UserError if another process has other data, or another folder of that name."""
+    if peers.count > 1:
+        peers.require_same({f"the {name} split's SHA-256": checksum(each) for name, each in splits.items()})
+        peers.require_shared(folder)
 
 
 def say(*lines: str) -> None:
@@ -129,7 +148,7 @@ def compile_steps(
     """
     began = time.monotonic()
     config, (*own, channels) = learner.plan.config, learner.plan.info.image_shape
-    hyperparameters = jax.device_put(make_hyperparameters(learner.plan), replicated(mesh))
+    hyperparameters = replicate(mesh, make_hyperparameters(learner.plan))
     train_step = jax.jit(make_train_step(learner), donate_argnums=1, out_shardings=replicated(mesh))
     free = functools.cache(free_bytes)  # later, steps in progress hold memory that the next program will have
 
@@ -157,6 +176,7 @@ def run_to_end(
     compiling: Background[CompiledSteps],
     stop: Stop,
     initial: Callable[[], Initial],
+    peers: Peers,
 ) -> EvaluationRecord:
     """Restore or initialise the state, train the remaining epochs, evaluate. Returns the final evaluation.
 
@@ -167,21 +187,26 @@ def run_to_end(
     folder.starts.add(describe_environment(mesh, config.precision, ["python", *sys.orig_argv[1:]]))
     with open_checkpoints(folder, config) as checkpoints:
         state = stop.run(
-            lambda: restore_or_init(learner, template, checkpoints, mesh, initial), "preparing the network"
+            lambda: starting_state(learner, template, checkpoints, mesh, initial, peers),
+            "preparing the network",
         )
         start, pending = int(state.step), state.metrics.count > 0
         check_start(plan, start)
         check_records(folder, checkpoints.newest_step(), first_epoch(plan, state))
         folder.go_on(config, start - 1 if pending else start)
         batches = stop.run(
-            lambda: device_batches(train_batches(config, splits["train"], start), mesh),
+            lambda: device_batches(
+                train_batches(config, splits["train"], start, own_rows(mesh, config.batch_size)), mesh
+            ),
             "starting the input pipeline",
         )
         compiled = stop.wait(compiling, "compiling")
+        stop.run(peers.barrier, "waiting until the others have compiled")
         folder.starts.extend(compile_seconds=compiled.seconds)
         say(f"compiled in {compiled.seconds} s")
-        saving, last_evaluation = Saving(learner, folder, checkpoints, stop), None
-        with Reporter(folder.tensorboard, config.epochs, plan.total_steps, start, stop) as reporter:
+        saving, last_evaluation = Saving(learner, folder, checkpoints, stop, peers), None
+        events = folder.tensorboard if peers.first else None
+        with Reporter(events, config.epochs, plan.total_steps, start, stop) as reporter:
             session = Session(learner, mesh, splits, compiled, saving, reporter)
             for epoch in range(first_epoch(plan, state), config.epochs):
                 state, last_evaluation = session.run_epoch(epoch, state, batches)
@@ -195,6 +220,8 @@ def run_to_end(
 
 def open_checkpoints(folder: Workdir, config: Config) -> Checkpoints:
     """The checkpoints of the run. Raises UserError if it has finished an epoch and their folder is not there."""
+    if isinstance(folder, UnwrittenWorkdir):
+        return UnwrittenCheckpoints()
     records = folder.epochs.read()
     if records and not folder.checkpoints.is_dir():
         raise UserError(
@@ -205,6 +232,23 @@ def open_checkpoints(folder: Workdir, config: Config) -> Checkpoints:
     accuracies = {record.step: record.accuracy(split) for record in records} if split else {}
     recorded = {step: accuracy for step, accuracy in accuracies.items() if accuracy is not None}
     return Checkpoints(folder.checkpoints, folder.identity(config), recorded=recorded)
+
+
+def starting_state(
+    learner: Learner,
+    template: TrainState,
+    checkpoints: Checkpoints,
+    mesh: Mesh,
+    initial: Callable[[], Initial],
+    peers: Peers,
+) -> TrainState:
+    """The state that all processes go on from: process 0 restores or makes it, and gives it to the others."""
+    if peers.count == 1:
+        return restore_or_init(learner, template, checkpoints, mesh, initial)
+    here = local_mesh()
+    local = state_template(learner, replicated(here))
+    state = restore_or_init(learner, local, checkpoints, here, initial) if peers.first else None
+    return peers.spread(state, template)
 
 
 def restore_or_init(

@@ -4,7 +4,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, NoReturn
 
 import jax
@@ -19,7 +19,8 @@ from jaxresnet.learning.metrics import Metrics
 from jaxresnet.learning.optimizer import learning_rate, make_rates
 from jaxresnet.learning.state import TrainState
 from jaxresnet.learning.step import EvalStep
-from jaxresnet.machine.devices import replicated
+from jaxresnet.machine.devices import replicate
+from jaxresnet.machine.hosts.peers import SAVE, Peers
 from jaxresnet.machine.signals import Stop
 from jaxresnet.programs import TrainPrograms
 from jaxresnet.reporting.progress import Reporter
@@ -65,6 +66,15 @@ class Saving:
     folder: Workdir
     checkpoints: Checkpoints
     stop: Stop
+    peers: Peers = field(default_factory=Peers)
+
+    def asked(self, to_save: bool = False) -> int:
+        """What all processes do now: go on (0), save (SAVE: process 0 wishes it), or stop with this exit code."""
+        wish = SAVE if to_save and self.peers.first else 0
+        agreed = self.peers.agreed(128 + self.stop.number if self.stop.number else wish)
+        if agreed > SAVE:
+            self.stop.number = agreed - 128
+        return agreed
 
     def save(self, epoch: int, state: TrainState) -> None:
         """Save in the middle of an epoch. Raises UserError instead if a loss or gradient was not finite."""
@@ -76,16 +86,11 @@ class Saving:
         """Save, wait for it, and raise Interrupted. Raises UserError if a loss or gradient was not finite."""
         self.save(epoch, state)
         self.checkpoints.wait()
+        self.peers.barrier()
         raise self.stop.interrupted(
             f"interrupted: saved at step {int(state.step):,} in {self.folder.path}; "
             "run the same command again to resume"
         )
-
-    def stop_if_asked(self, epoch: int, state: TrainState, seconds: float) -> None:
-        """On a request to stop, note the `seconds` of training not yet noted, and do as `save_and_stop`."""
-        if self.stop.requested:
-            self.folder.starts.add_train_seconds(seconds)
-            self.save_and_stop(epoch, state)
 
     def is_best(self, record: EpochRecord) -> bool:
         """Whether an epoch, whose record is written, was evaluated and is the best one so far."""
@@ -102,6 +107,8 @@ class Saving:
 
     def not_finite(self, what: str) -> UserError:
         """The error that ends a run because `what` is not finite. It names the last good checkpoint."""
+        if not self.peers.first:
+            return UserError(f"{what} is not finite: process 0 says more")
         self.checkpoints.wait()
         saved = self.checkpoints.saved_steps()
         kept = (
@@ -154,7 +161,7 @@ class Session:
         self.saving.folder.require_in_place()
         self.saving.folder.epochs.append(record)
         self.reporter.epoch(record)
-        empty = jax.device_put(Metrics.empty(self.learner.plan.info.classes), replicated(self.mesh))
+        empty = replicate(self.mesh, Metrics.empty(self.learner.plan.info.classes))
         state = state.replace(metrics=empty)
         due = epoch + 1 == config.epochs or (epoch + 1) % config.checkpoint.every_epochs == 0
         if due or self.saving.is_best(record):
@@ -188,9 +195,10 @@ class Session:
                 if self.reporter.due():
                     self.report(epoch, first, step - STEPS_IN_FLIGHT, metrics, time.monotonic() - began)
             minutes, elapsed = config.checkpoint.every_minutes, time.monotonic() - noted
-            self.saving.stop_if_asked(epoch, state, elapsed)
-            if minutes and elapsed > 60 * minutes:
+            if asked := self.saving.asked(to_save=bool(minutes) and elapsed > 60 * minutes):
                 self.saving.folder.starts.add_train_seconds(elapsed)
+                if asked > SAVE:
+                    self.saving.save_and_stop(epoch, state)
                 self.saving.save(epoch, state)
                 noted = time.monotonic()
         jax.block_until_ready(state)
@@ -224,7 +232,7 @@ class Session:
 
         Raises UserError if a loss is not finite.
         """
-        batch_size, stop = self.learner.plan.config.batch_size, self.saving.stop
+        batch_size = self.learner.plan.config.batch_size
         found = []
         for variables in (state.variables, state.average):
             if variables is None:
@@ -235,7 +243,7 @@ class Session:
                 self.splits[split],
                 batch_size,
                 self.mesh,
-                stop=lambda: stop.requested,
+                stop=lambda: self.saving.asked() > SAVE,
             )
             if metrics is None:
                 stopped()
@@ -254,8 +262,14 @@ def wait_for_program(session: Session, epoch: int, state: TrainState, batch: Bat
     if train.ready(size):
         return 0.0
     session.reporter.message(f"waiting for the step on {size_text(size)} to be compiled")
+    if (
+        session.saving.peers.count > 1
+    ):  # a stop is agreed on between steps alone, as no other process may wait here
+        train.of(size)
     while not train.ready(size, 0.05):
-        session.saving.stop_if_asked(epoch, state, began - noted)
+        if session.saving.stop.requested:
+            session.saving.folder.starts.add_train_seconds(began - noted)
+            session.saving.save_and_stop(epoch, state)
     return time.monotonic() - began
 
 
@@ -275,6 +289,8 @@ def evaluate_end(session: Session, state: TrainState, last: Evaluated | None) ->
     evaluated = last if plan.config.evaluation.split == "test" else None
     evaluated = evaluated or session.evaluate(state, "test", stopped)
     record = evaluation_record(plan, evaluated.weights, "latest", int(state.step), selected_on=None)
+    if not session.saving.peers.first:
+        return record
     folder.require_in_place()
     if evaluated.average:
         of_average = evaluation_record(plan, evaluated.average, "latest", int(state.step), selected_on=None)

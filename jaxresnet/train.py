@@ -10,6 +10,7 @@ if __name__ == "__main__":  # first, because the imports below take half a secon
     begin_command()
     use_huge_pages()
 
+import argparse
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -17,12 +18,16 @@ from jaxresnet.config.flags import (
     ArgumentParser,
     add_config_arguments,
     add_device_argument,
+    add_distributed_arguments,
     config_from_arguments,
     setting_arguments,
 )
-from jaxresnet.config.schema import Config
+from jaxresnet.config.schema import Config, setting_values
 from jaxresnet.data.sources import open_source
 from jaxresnet.errors import UserError, run_command
+from jaxresnet.machine.hosts import find_peers
+from jaxresnet.machine.hosts.launch import read_launch
+from jaxresnet.machine.hosts.peers import Peers
 from jaxresnet.machine.memory import require_address_space
 from jaxresnet.machine.workarounds import own_process
 from jaxresnet.plan import resolve
@@ -42,8 +47,15 @@ def main(argv: Sequence[str]) -> None:
         "configuration if --config is not given",
     )
     add_device_argument(parser)
+    add_distributed_arguments(parser)
     add_config_arguments(parser)
     args = parser.parse(argv)
+    with find_peers(read_launch(vars(args))) as peers:
+        train_command(args, peers)
+
+
+def train_command(args: argparse.Namespace, peers: Peers) -> None:
+    """Train as the parsed arguments say, together with `peers`."""
     if args.config is None and args.workdir is not None:
         args.config = own_config(args.workdir, setting_arguments(args))
     config = config_from_arguments(args)
@@ -52,6 +64,8 @@ def main(argv: Sequence[str]) -> None:
     place = f"{args.config}: " if args.config else ""
     folder = Workdir(args.workdir or Path("runs") / default_name(args.config, config))
     config = with_initial_model(config, folder)
+    # The data may lie somewhere else on each computer.
+    peers.require_same({k: v for k, v in setting_values(config).items() if k != "data.dir"}, 2)
     source = open_source(config.data, place)
     # What is wrong is told before images are read.
     resolve(config, folder.facts(config) or source.outline, place)
@@ -63,11 +77,13 @@ def main(argv: Sequence[str]) -> None:
     from jaxresnet.machine.signals import StopSignal
 
     mesh = None
-    with StopSignal("stopping: saving first; a second signal ends the run at once, unsaved") as stop:
+    notice = "stopping: saving first; a second signal ends the run at once, unsaved"
+    with StopSignal(notice if peers.first else "") as stop:
         if folder.finished(config.epochs) is None:
-            mesh = start_devices(args.device, chosen_cpu_devices(config, folder.config()))
+            cpu_devices = peers.told(chosen_cpu_devices(config, folder.config(), peers.count))
+            mesh = start_devices(args.device, cpu_devices // peers.count)
             use_compilation_cache()
-        fit(config, folder.path, mesh, stop, source)
+        fit(config, folder.path, mesh, stop, source, peers)
 
 
 def own_config(workdir: Path, given: Collection[str]) -> Path | None:
@@ -86,12 +102,22 @@ def own_config(workdir: Path, given: Collection[str]) -> Path | None:
     return None
 
 
-def chosen_cpu_devices(config: Config, saved: Config | None) -> int:
-    """The number in `config`; else that of the run so far, `saved`, on which its bits depend; else automatic."""
+def chosen_cpu_devices(config: Config, saved: Config | None, processes: int = 1) -> int:
+    """The number in `config`; else that of the run so far, `saved`, on which its bits depend; else automatic.
+
+    It is that of all processes together. Raises UserError (exit code 2) if `config` has another number than a multiple
+    of the processes.
+    """
     from jaxresnet.machine.devices import automatic_cpu_devices
 
     recorded = saved.cpu_devices if saved else 0
-    return config.cpu_devices or recorded or automatic_cpu_devices(config.batch_size)
+    if config.cpu_devices % processes:
+        raise UserError(
+            f"cpu_devices: expected a multiple of the {processes} processes, found {config.cpu_devices}", 2
+        )
+    recorded = 0 if recorded % processes else recorded
+    automatic = processes * automatic_cpu_devices(max(1, config.batch_size // processes))
+    return config.cpu_devices or recorded or automatic
 
 
 def default_name(file: Path | None, config: Config) -> str:

@@ -12,7 +12,8 @@ SIGINT, SIGHUP, and SIGTERM and SIGINT twice in a row, up to 1.5 seconds apart.
 
 staged: a terminal that closes, a sweep that is terminated together with its run, full and read-only disks (as tmpfs
 in a namespace of their own), damaged checkpoints, kills while a checkpoint is replaced, files that cannot be read, are
-missing or are another run's, two runs in one folder, a folder that moves, a torn compilation cache, too little memory,
+missing or are another run's, two runs in one folder, a run on several processes of which one is killed, silent, asked
+to stop or not what the others expect, a folder that moves, a torn compilation cache, too little memory,
 a loss that is not finite, other versions of Python and JAX (--other-python), and 500 epochs.
 
 Writes README.md and faults.json; exits with 1 if anything does not hold.
@@ -42,6 +43,7 @@ from faults.others import (
 from faults.random_signals import random_signals
 from faults.reference import Finding, Reference, make_reference
 from faults.report import report
+from faults.several import killed_processes, signalled_processes, silent_process, wrong_numbers
 from faults.stopped import closed_terminal, sweep_and_run_terminated
 
 from jaxresnet.runs.files import write_json
@@ -58,6 +60,10 @@ def staged_faults(reference: Reference, place: Path, python: str | None) -> list
         replaced_checkpoint,
         kept_checkpoint,
         two_runs,
+        killed_processes,
+        silent_process,
+        signalled_processes,
+        wrong_numbers,
         moved_folder,
         torn_cache,
         little_memory,

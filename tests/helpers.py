@@ -4,9 +4,11 @@ import contextlib
 import functools
 import os
 import resource
+import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +137,54 @@ def run_command(command: str, *arguments: object, **options: Any) -> tuple[int, 
     process = start_command(command, *arguments, **options)
     out, err = process.communicate(timeout=300)
     return process.returncode, out, err
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+@contextlib.contextmanager
+def processes(
+    count: int, *command: object, own: Mapping[int, Sequence[str]] | None = None, timeout: int = 60
+) -> Iterator[list["subprocess.Popen[str]"]]:
+    """Start a command of the package, or Python code after "-c", in each of `count` processes of one run.
+
+    `own` are more arguments for some of them. At the end of the block all are killed that are left.
+    """
+    address = f"127.0.0.1:{free_port()}"
+    inherited = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    started = []
+    for index in range(count):
+        program = [*command] if command[0] == "-c" else ["-m", f"jaxresnet.{command[0]}", *command[1:]]
+        flags = f"--distributed --coordinator {address} --processes {count} --process-id {index}".split()
+        flags += ["--peer-timeout", str(timeout), *(own or {}).get(index, [])]
+        process = subprocess.Popen(
+            [sys.executable, *map(str, program), *flags],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=inherited | {"JAX_COORDINATOR_BIND_ADDRESS": address},
+        )
+        started.append(process)
+    try:
+        yield started
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
+
+
+def endings(started: "list[subprocess.Popen[str]]", timeout: float = 180) -> list[tuple[int, str, str]]:
+    """Wait for all processes. Returns each one's exit code, stdout and stderr."""
+    until = time.monotonic() + timeout
+    found = []
+    for process in started:
+        out, err = process.communicate(timeout=max(1, until - time.monotonic()))
+        found.append((process.returncode, out, err))
+    return found
 
 
 def wait_for_line(process: "subprocess.Popen[str]", beginning: str) -> None:

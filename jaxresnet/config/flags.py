@@ -99,6 +99,27 @@ def add_device_argument(parser: ArgumentParser) -> None:
     )
 
 
+def add_distributed_arguments(parser: ArgumentParser) -> None:
+    """Add --distributed and what names the processes, which `jaxresnet.machine.hosts.launch.read_launch` reads."""
+    group = parser.add_argument_group(
+        "one run on several processes",
+        "Start the same command once for each process, with --distributed. Under Slurm, Open MPI and Kubernetes the "
+        "processes find each other; elsewhere the three flags below say how, or the environment variables "
+        "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.",
+    )
+    group.add_argument(
+        "--distributed", action="store_true", help="be one of several processes that compute together"
+    )
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
+    group.add_argument("--processes", metavar="INT", help="number of processes")
+    group.add_argument("--process-id", metavar="INT", help="number of this process, from 0")
+    group.add_argument(
+        "--peer-timeout",
+        metavar="SECONDS",
+        help="how long to wait for all processes at the start, and for a sign of life of each later (default: 90)",
+    )
+
+
 def add_network_arguments(parser: ArgumentParser) -> None:
     """Add what names a trained network, as `jaxresnet.trained.load.load_network` takes it.
 

@@ -40,7 +40,9 @@ def zero_batch(config: Config, image_shape: tuple[int, int, int]) -> Batch:
     return batch._replace(other=labels, share=np.ones(batch_size, np.float32)) if mixes(config) else batch
 
 
-def train_batches(config: Config, split: Split, start_step: int = 0) -> Iterator[Batch]:
+def train_batches(
+    config: Config, split: Split, start_step: int = 0, own: slice | None = None
+) -> Iterator[Batch]:
     """Augmented batches of NumPy arrays, for the steps from `start_step` (0 is the first) to the end of the run.
 
     Each epoch has its permutation of all examples, and these follow each other. Batch k holds the positions
@@ -48,6 +50,8 @@ def train_batches(config: Config, split: Split, start_step: int = 0) -> Iterator
     seed and the epoch, the augmentation on the seed and the step. A late start takes no longer than an early one. Only
     the size of the images follows from the length of the run, too, if `config.resolution` changes it: they are resized
     last, so that all else is as at their own size.
+
+    With `own`, only these rows of each batch are made, which are the same as in the whole batch.
     """
     tf = load_tensorflow()
     examples, batch_size = len(split.labels), config.batch_size
@@ -58,7 +62,7 @@ def train_batches(config: Config, split: Split, start_step: int = 0) -> Iterator
     )
     indices = _example_order(config, examples, order_seed, start_step)
     phases = phases_of(config.resolution, steps, (split.images.shape[1], split.images.shape[2]))
-    batch = _batch_function(config, split, augment_seed, phases)
+    batch = _batch_function(config, split, augment_seed, phases, own)
     batches = (
         tf.data.Dataset.zip(tf.data.Dataset.range(start_step, steps), indices)
         .map(batch, num_parallel_calls=os.cpu_count(), deterministic=True)
@@ -67,19 +71,29 @@ def train_batches(config: Config, split: Split, start_step: int = 0) -> Iterator
     # The autotuning thread sleeps longer and longer, up to a minute, and the end of the iterator often waits for it.
     options = tf.data.Options()
     options.autotune.enabled = False
-    return _as_batches(batches.with_options(options), batch_size)
+    return _as_batches(batches.with_options(options), len(range(batch_size)[own or slice(None)]))
 
 
-def _batch_function(config: Config, split: Split, augment_seed: Any, phases: list[Phase]) -> Any:
-    """A function (step, indices int64 [B]) -> the fields of the batch of these examples, as TensorFlow's tensors."""
+def _batch_function(
+    config: Config, split: Split, augment_seed: Any, phases: list[Phase], own: slice | None
+) -> Any:
+    """A function (step, indices int64 [B]) -> the fields of the batch of these examples, as TensorFlow's tensors.
+
+    Of the batch it makes only the rows `own`, if they are given.
+    """
     tf = load_tensorflow()
     from jaxresnet.data.augment import augment
     from jaxresnet.data.augment.basic import alternating_flips, draw_first_flips
-    from jaxresnet.data.augment.draws import MIXING, stream
+    from jaxresnet.data.augment.draws import MIXING, Part, stream
     from jaxresnet.data.augment.mixing import mix
 
     images, labels = tf.constant(split.images), tf.constant(split.labels)
-    first_flips = None
+    part, first_flips = None, None
+    if own is not None:
+        rows = np.arange(config.batch_size)[own]
+        if mixes(config):
+            rows = np.append(rows[0] - 1, rows) % config.batch_size  # and the first one's partner
+        part = Part(rows, config.batch_size)
     if config.augment.alternating_flip:
         # The same in every epoch and step: [seed, 0] leads to those that differ.
         first_flips = draw_first_flips(len(split.labels), tf.constant([config.seed, 1], tf.int64))
@@ -87,13 +101,17 @@ def _batch_function(config: Config, split: Split, augment_seed: Any, phases: lis
     def batch(step: Any, indices: Any) -> dict[str, Any]:
         seed = tf.random.fold_in(augment_seed, step, alg="philox")
         flip = None if first_flips is None else alternating_flips(first_flips, indices, step)
-        image = augment(config.augment, tf.gather(images, indices), seed, flip)
+        if part is not None:
+            indices = tf.gather(indices, part.rows)
+            flip = None if flip is None else tf.gather(flip, part.rows)
+        image = augment(config.augment, tf.gather(images, indices), seed, flip, part)
         label = tf.gather(labels, indices)
         if not mixes(config):
             return {"image": resize(image, step, phases), "label": label}
-        image, share = mix(config.augment, image, stream(seed, MIXING))
+        image, share = mix(config.augment, image, stream(seed, MIXING), part)
         image = resize(image, step, phases)
-        return {"image": image, "label": label, "other": tf.roll(label, 1, axis=0), "share": share}
+        fields = {"image": image, "label": label, "other": tf.roll(label, 1, axis=0), "share": share}
+        return fields if part is None else {name: values[1:] for name, values in fields.items()}
 
     # Without AutoGraph, which takes a second to translate what has no control flow that depends on tensors.
     return tf.autograph.experimental.do_not_convert(batch)

@@ -30,7 +30,7 @@ variable of the same name in capitals sets them."""
 
 
 def start_devices(device: str, cpu_devices: int) -> Mesh:
-    """Start JAX's backend. Returns the mesh of all its local devices, from `local_mesh`.
+    """Start JAX's backend. Returns the mesh of all devices, from `local_mesh`: those of all processes that have joined.
 
     For commands only, because it changes JAX's configuration. `device` is "auto" (JAX's choice), "cpu" or "cuda". A CPU
     is divided into `cpu_devices` virtual devices, unless XLA_FLAGS sets another number or the backend has started
@@ -43,7 +43,7 @@ def start_devices(device: str, cpu_devices: int) -> Mesh:
         with contextlib.suppress(RuntimeError):  # the backend has started
             jax.config.update("jax_num_cpu_devices", cpu_devices)
     try:
-        return local_mesh()
+        return local_mesh(jax.devices())
     except (RuntimeError, AssertionError) as error:  # the type depends on JAX's version
         reason = (str(error).strip() or "JAX has no such backend here").splitlines()[0]
         remedy = "install a CUDA extra (README) on a machine with an NVIDIA GPU, or use --device cpu"
@@ -94,25 +94,59 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def replicate(mesh: Mesh, tree: T) -> T:
+    """The arrays of a pytree on every device of the mesh; every process must give the same ones."""
+    sharding = replicated(mesh)
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+
+    def on_each(array: Any) -> jax.Array:
+        # device_put would compare the arrays of all processes, in a computation of its own.
+        copies = [jax.device_put(array, device) for device in mesh.local_devices]
+        return jax.make_array_from_single_device_arrays(copies[0].shape, sharding, copies)
+
+    return jax.tree.map(on_each, tree)
+
+
+def _examples(mesh: Mesh) -> NamedSharding:
+    """The sharding that gives each device an equal part of the examples."""
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def own_rows(mesh: Mesh, batch_size: int) -> slice | None:
+    """The rows of a batch that lie on this process's devices; None if they are all."""
+    sharding = _examples(mesh)
+    if sharding.is_fully_addressable:
+        return None
+    places = [index[0] for index in sharding.addressable_devices_indices_map((batch_size,)).values() if index]
+    return slice(min(rows.start for rows in places), max(rows.stop for rows in places))
+
+
 def shard_batch(mesh: Mesh, batch: T) -> T:
     """Start to copy a pytree of NumPy arrays to the devices. Each device gets an equal part of the examples.
 
-    Returns the same pytree of JAX arrays, without waiting for the copies.
+    Every process gives the whole batch. Returns the same pytree of JAX arrays, without waiting for the copies.
     """
-    sharding = NamedSharding(mesh, PartitionSpec("data"))
-    return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, array), batch)
+    return _shard(mesh, batch, whole=True)
+
+
+def _shard(mesh: Mesh, batch: T, whole: bool) -> T:
+    """What `shard_batch` does; if the batch is not `whole`, every process gives its own rows of it."""
+    put, sharding = jax.make_array_from_process_local_data, _examples(mesh)
+    return jax.tree.map(lambda array: put(sharding, array, array.shape if whole else None), batch)
 
 
 def device_batches(batches: Iterator[T], mesh: Mesh, ahead: int = 2) -> Iterator[T]:
     """The same batches on the devices. The next `ahead` batches are copied while one is in use.
 
-    The first batches are being copied already when this function returns.
+    Every process gives its `own_rows` of each batch. The first batches are being copied already when this function
+    returns.
     """
-    waiting = deque(shard_batch(mesh, batch) for batch in itertools.islice(batches, ahead))
+    waiting = deque(_shard(mesh, batch, whole=False) for batch in itertools.islice(batches, ahead))
 
     def stream() -> Iterator[T]:
         for batch in batches:
-            waiting.append(shard_batch(mesh, batch))
+            waiting.append(_shard(mesh, batch, whole=False))
             yield waiting.popleft()
         yield from waiting
 

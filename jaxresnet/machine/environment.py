@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -34,9 +35,10 @@ class Start:
     `started` is the time in ISO format, UTC. `git` holds the "commit" of the source and whether it was "dirty"; None if
     the package does not lie in a git checkout. `cpu_identity` is the CPU's vendor, family, model and stepping, and
     `cpu_flags` are those of its instruction sets on which speed and rounding depend. `jax_variables` are the
-    environment variables that set JAX, whose names begin with JAX_. These fields are None until they are known:
-    `compile_seconds`, before the first step; `train_seconds`, without compilation and evaluation, up to the last save;
-    `seconds` of the whole start; `peak_device_bytes`, which stays None on a CPU.
+    environment variables that set JAX, whose names begin with JAX_. `processes` is the number of processes that the
+    devices belong to. These fields are None until they are known: `compile_seconds`, before the first step;
+    `train_seconds`, without compilation and evaluation, up to the last save; `seconds` of the whole start;
+    `peak_device_bytes`, which stays None on a CPU.
     """
 
     started: str
@@ -60,6 +62,7 @@ class Start:
     seconds: float | None = None
     peak_device_bytes: int | None = None
     jax_variables: dict[str, str] = field(default_factory=dict)
+    processes: int = 1
 
     __pydantic_config__: ClassVar[dict[str, bool]] = {"allow_inf_nan": False}  # read by jaxresnet.runs.files
 
@@ -68,16 +71,10 @@ def describe_environment(mesh: "Mesh", precision: str, argv: list[str]) -> Start
     """The record of a start of a run on `mesh`. `precision` is the run's setting, `argv` its command line."""
     devices, cpu = list(mesh.devices.flat), _first_cpu()
     gpu = devices[0].platform == "gpu"
-    versions = {"python": platform.python_version()}
-    for name in RECORDED_PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return Start(
         started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         command=shlex.join(argv).encode(errors="backslashreplace").decode(),  # a name need not be UTF-8
-        versions=versions,
+        versions=versions(),
         git=_git(),
         backend=devices[0].platform,
         devices=[device.device_kind for device in devices],
@@ -94,7 +91,27 @@ def describe_environment(mesh: "Mesh", precision: str, argv: list[str]) -> Start
         physical_cores=_physical_cores(),
         memory_bytes=_memory_bytes(),
         jax_variables={key: value for key, value in os.environ.items() if key.startswith("JAX_")},
+        processes=len({device.process_index for device in devices}),
     )
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of those of RECORDED_PACKAGES that are installed."""
+    found = {"python": platform.python_version()}
+    for name in RECORDED_PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def source_digest() -> str:
+    """A digest of the package's own modules: another one means another version of the code, also an uncommitted one."""
+    root, digest = Path(__file__).resolve().parent.parent, hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def peak_device_bytes(mesh: "Mesh") -> int | None:

@@ -83,13 +83,13 @@ def check_memory(batch_size: int, mesh: "Mesh", step: "jax.stages.Compiled", fre
     """
     from jaxresnet.machine.devices import on_cpu
 
-    devices = mesh.devices.size
+    devices = len(mesh.local_devices)
     analysis, free = step.memory_analysis(), free_bytes() if free is None else free
     if not on_cpu(mesh) or analysis is None or free is None:
         return
     needed = devices * analysis.temp_size_in_bytes
     if needed > free:
-        fitting = int(batch_size * free / needed) // devices * devices
+        fitting = int(batch_size * free / needed) // mesh.devices.size * mesh.devices.size
         remedy = f"batch_size to about {fitting:,}" if fitting else "batch_size and model.stage_channels"
         raise UserError(
             f"out of memory: a step with batch_size {batch_size:,} needs {needed / 2**30:.1f} GiB on {devices} cpu "

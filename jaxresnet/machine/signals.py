@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -136,7 +137,7 @@ class StopSignal(Stop):
             if self._notice:
                 tell(self._notice)
         elif number in INSISTING and time.monotonic() - self._since > REPEAT_SECONDS:
-            with contextlib.suppress(OSError):
-                if os.isatty(1):
-                    os.write(1, b"\x1b[?25h\n")  # the live bar has hidden the cursor
+            with contextlib.suppress(OSError, ValueError):
+                if os.isatty(terminal := sys.stdout.fileno()):
+                    os.write(terminal, b"\x1b[?25h\n")  # the live bar has hidden the cursor
             os._exit(128 + number)

@@ -4,15 +4,18 @@ They change only a process that runs a command of this package: the commands cal
 imports jaxresnet keeps its hooks, log levels, warnings and environment variables.
 """
 
+import ctypes
 import errno
 import functools
 import glob
 import logging
 import os
 import re
+import signal
 import sys
 import threading
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +84,21 @@ def load_tensorflow() -> Any:
             tf.config.set_visible_devices([], "GPU")
             tf.get_logger().setLevel("ERROR")
     return tf
+
+
+_abort_handlers: list[Any] = []
+
+
+def before_abort(function: Callable[[], None]) -> None:
+    """Call `function`, in whatever thread, when a library ends this process by abort().
+
+    jax 0.10 to 0.12: the client of its coordinator does so when another process of the run is lost, and prints a stack
+    trace. A Python handler of the signal would not run any more, so this one is C's. Can go when
+    `missed_heartbeat_callback` of the client can be a Python function (jaxlib 0.10 ends with std::bad_cast).
+    """
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: function())
+    _abort_handlers.append(handler)  # it must outlive this call
+    ctypes.CDLL(None).signal(signal.SIGABRT, handler)
 
 
 def _ignore_closed_loops(hook: Any, unraisable: Any) -> None:

@@ -50,16 +50,16 @@ def short_time(seconds: float) -> str:
 
 
 class Reporter:
-    """Shows the progress of one run, and writes its TensorBoard events to `tensorboard`.
+    """Shows the progress of one run, and writes its TensorBoard events to `tensorboard`, unless that is None.
 
     A context manager. `epochs` and `steps` are the run's length, and `start` is the step that it goes on from. Raises
     OSError if the events cannot be written, or the output: not after a request by `stop`, because a run that stops must
     save, also if its terminal has closed or the reader of its output has gone.
     """
 
-    def __init__(self, tensorboard: Path, epochs: int, steps: int, start: int, stop: Stop):
+    def __init__(self, tensorboard: Path | None, epochs: int, steps: int, start: int, stop: Stop):
         self._epochs, self._steps, self._stop = epochs, steps, stop
-        self._events = Events(tensorboard, start)
+        self._events = Events(tensorboard, start) if tensorboard else None
         console = Console(file=sys.stdout, highlight=False)
         # Not to the last column: the terminal would show the ^C of a Ctrl-C in the next line, and rich erase that one.
         console.width -= 3
@@ -87,7 +87,8 @@ class Reporter:
         with self._output():
             if self._bar:
                 self._bar.stop()
-        self._events.close()
+        if self._events:
+            self._events.close()
 
     @contextlib.contextmanager
     def _output(self) -> Iterator[None]:
@@ -141,7 +142,8 @@ class Reporter:
         """Show the record of a finished epoch, and write it as events."""
         self.message(epoch_line(record, self._epochs))
         scalars = {key: value for key, value in record.as_json().items() if key not in ("epoch", "step")}
-        self._events.add(record.step, scalars)
+        if self._events:
+            self._events.add(record.step, scalars)
         self._due = time.monotonic() + self._interval
 
 
@@ -161,8 +163,10 @@ def epoch_line(record: EpochRecord, epochs: int) -> str:
 def headline(plan: Plan, mesh: "Mesh") -> str:
     """The first line of a run: its devices, precision, data and number of steps."""
     config, devices = plan.config, list(mesh.devices.flat)
+    processes = len({device.process_index for device in devices})
+    several = f" in {processes} processes" if processes > 1 else ""
     return (
-        f"jaxresnet on {devices[0].platform}: {len(devices)} x {devices[0].device_kind}, {config.precision}; "
+        f"jaxresnet on {devices[0].platform}: {len(devices)} x {devices[0].device_kind}{several}, {config.precision}; "
         f"{plan.info.name}, {config.epochs} epochs of {plan.train_examples:,} images, "
         f"{plan.total_steps:,} steps of {config.batch_size}"
     )

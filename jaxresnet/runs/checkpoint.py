@@ -48,12 +48,19 @@ def _open_manager(directory: Path, read_only: bool) -> ocp.CheckpointManager:
             checkpoint_managers.BestN(get_metric_fn=accuracy_of, n=1, keep_checkpoints_without_metrics=False),
         ]
     )
+    several = ocp.options.MultiprocessingOptions()
+    if (
+        jax.process_count() > 1
+    ):  # orbax would wait for the others: each process that has a manager is on its own
+        this = jax.process_index()
+        several = ocp.options.MultiprocessingOptions(this, {this}, barrier_sync_key_prefix=f"process{this}")
     options = ocp.CheckpointManagerOptions(
         best_fn=accuracy_of,
         preservation_policy=None if read_only else policy,
         read_only=read_only,
         save_interval_steps=0 if read_only else 1,  # else orbax warns that it sets this
-        create=not read_only,
+        create=not read_only and jax.process_count() == 1,  # `Checkpoints` creates it for a run on several
+        multiprocessing_options=several,
         cleanup_tmp_directories=not read_only,
     )
     return ocp.CheckpointManager(directory, options=options, item_names=(*ITEMS, "meta"))
@@ -186,6 +193,8 @@ class Checkpoints:
         self._identity, self._read_only, self._damaged = identity or Identity(), read_only, list[int]()
         (_refuse_half_replaced if read_only else _finish_replacing)(self._directory)
         # Orbax reads all accuracies when it opens the folder, and fails if it cannot read one.
+        if not read_only and jax.process_count() > 1:
+            self._directory.mkdir(exist_ok=True)
         self._mended = mend_accuracies(self._directory, recorded or {}, read_only)
         self._manager = _open_manager(self._directory, read_only)
 

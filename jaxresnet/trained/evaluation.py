@@ -15,7 +15,7 @@ from jaxresnet.learning.metrics import Metrics
 from jaxresnet.learning.state import Variables
 from jaxresnet.learning.step import EvalStep, Views, make_eval_step, make_predict
 from jaxresnet.learning.targets import soft_targets
-from jaxresnet.machine.devices import replicated, shard_batch
+from jaxresnet.machine.devices import replicate, replicated, shard_batch
 from jaxresnet.plan import Plan
 from jaxresnet.runs.records import EvaluationRecord
 
@@ -40,7 +40,7 @@ def evaluate(
     was compiled for. The sums are NumPy arrays.
     """
     classes = variables["params"]["head"]["bias"].shape[0]
-    metrics = jax.device_put(Metrics.empty(classes), replicated(mesh))
+    metrics = replicate(mesh, Metrics.empty(classes))
     previous = metrics
     for batch in evaluation_batches(split, batch_size):
         if stop():

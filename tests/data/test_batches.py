@@ -6,6 +6,7 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+import pytest
 from helpers import plan_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -102,6 +103,28 @@ def test_a_late_start_gives_the_same_batches_with_everything_on():
     for expected, found in zip(from_zero[5:], from_there, strict=True):
         for one, other in zip(expected, found, strict=True):
             np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("kinds", ["the paper's", "everything", "mixup", "CutMix"])
+def test_parts_of_a_batch_are_those_of_the_whole(kinds: str):
+    """To the bit, wherever the batch is cut, so that several processes train on the batch of one."""
+    settings: dict[str, Any] = {
+        "the paper's": {},
+        "everything": EVERYTHING | {"augment.horizontal_flip": True},
+        "mixup": {"augment.mixup": 0.5},
+        "CutMix": {"augment.cutmix": 1.0},
+    }[kinds]
+    run = Config().replace({"data.name": "digits", "seed": 3, "batch_size": 12, **settings})
+    split = load_split(open_source(DataConfig(name="digits")), "train")
+    split = Split(split.images[:40], split.labels[:40])
+    whole = next(train_batches(run, split, 3))  # it ends in the next epoch
+    parts = [next(train_batches(run, split, 3, own)) for own in (slice(0, 5), slice(5, 12))]
+    for field, expected in zip(zip(*parts, strict=True), whole, strict=True):
+        if expected is None:
+            assert set(field) == {None}
+        else:
+            assert [len(each) for each in field] == [5, 7]
+            np.testing.assert_array_equal(np.concatenate(field), expected, strict=True)
 
 
 def test_the_papers_batches_are_those_of_the_first_version():

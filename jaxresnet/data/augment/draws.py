@@ -1,11 +1,35 @@
 """Random numbers as functions of a seed, and the shapes that they are drawn for."""
 
-from typing import cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import tensorflow as tf
 
+P = TypeVar("P", bound=tuple[tf.Tensor, ...])
+
 TRIVIAL, CUTOUT, ERASING, MIXING = range(1, 5)
 """The streams of random numbers of each step, one for each kind. The basic kinds draw from the step's seed itself."""
+
+
+class Part(NamedTuple):
+    """Some of the images of a batch: their places in it, int [n], and `size`, the number of images of the whole batch.
+
+    Random numbers are drawn for the whole batch, so that an image changes in the same way in whatever part it is.
+    """
+
+    rows: Any
+    size: int
+
+
+def whole_of(images: tf.Tensor, part: Part | None) -> tf.Tensor | tf.TensorSpec:
+    """What has the shape [B, H, W, C] of the whole batch, of which `images` are a part; None means all of it."""
+    return images if part is None else tf.TensorSpec([part.size, *shape_of(images)[1:]], images.dtype)
+
+
+def in_part(parameters: P, part: Part | None) -> P:
+    """The parameters of the part's images. `parameters` is a named tuple of tensors [B], for the whole batch."""
+    if part is None:
+        return parameters
+    return type(parameters)(*(tf.gather(each, part.rows) for each in parameters))
 
 
 def stream(seed: tf.Tensor, kind: int) -> tf.Tensor:
@@ -26,6 +50,6 @@ def whole(uniform: tf.Tensor, limit: int | tf.Tensor) -> tf.Tensor:
     return tf.cast(uniform * tf.cast(limit, tf.float32), tf.int32)
 
 
-def shape_of(images: tf.Tensor) -> list[int]:
+def shape_of(images: tf.Tensor | tf.TensorSpec) -> list[int]:
     """The shape of a batch, as numbers. It is known also while TensorFlow only builds a graph."""
     return cast(list[int], images.shape.as_list())

@@ -29,7 +29,7 @@ class Boxes(NamedTuple):
     right: tf.Tensor
 
 
-def draw_cutout(side: int, images: tf.Tensor, seed: tf.Tensor) -> Boxes:
+def draw_cutout(side: int, images: tf.Tensor | tf.TensorSpec, seed: tf.Tensor) -> Boxes:
     """Draw a square of `side` pixels for each image (DeVries & Taylor 2017, arXiv:1708.04552).
 
     Its centre is anywhere in the image, so part of it may lie outside. `seed` is an int tensor of shape [2].
@@ -40,7 +40,7 @@ def draw_cutout(side: int, images: tf.Tensor, seed: tf.Tensor) -> Boxes:
     return Boxes(top, left, top + side, left + side)
 
 
-def draw_erasing(probability: float, images: tf.Tensor, seed: tf.Tensor) -> Boxes:
+def draw_erasing(probability: float, images: tf.Tensor | tf.TensorSpec, seed: tf.Tensor) -> Boxes:
     """Draw, with this probability, a rectangle inside each image; elsewhere an empty one.
 
     As Random Erasing (Zhong et al. 2017, arXiv:1708.04896), with torchvision's bounds: the area is uniform, the

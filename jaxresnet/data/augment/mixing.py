@@ -5,7 +5,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from jaxresnet.config.schema import AugmentConfig
-from jaxresnet.data.augment.draws import shape_of, uniforms, whole
+from jaxresnet.data.augment.draws import Part, in_part, shape_of, uniforms, whole, whole_of
 from jaxresnet.data.augment.erasing import Boxes, inside
 
 
@@ -21,7 +21,9 @@ class MixingParameters(NamedTuple):
     centre_x: tf.Tensor
 
 
-def draw_mixing(alpha: float | tf.Tensor, images: tf.Tensor, seed: tf.Tensor) -> MixingParameters:
+def draw_mixing(
+    alpha: float | tf.Tensor, images: tf.Tensor | tf.TensorSpec, seed: tf.Tensor
+) -> MixingParameters:
     """Draw parameters for each image, with weights from Beta(alpha, alpha). `seed` is an int tensor of shape [2]."""
     batch_size, height, width, _ = shape_of(images)
     seeds = tf.unstack(tf.random.split(seed, 2, alg="philox"))
@@ -69,17 +71,21 @@ def cutmix(images: tf.Tensor, parameters: MixingParameters) -> tuple[tf.Tensor, 
     return mixed, 1 - tf.cast(area, tf.float32) / (height * width)
 
 
-def mix(config: AugmentConfig, images: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def mix(
+    config: AugmentConfig, images: tf.Tensor, seed: tf.Tensor, part: Part | None = None
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Mix uint8 images [B, H, W, C] as `config` says; it must have mixup or cutmix, or one of them for each batch.
 
     `seed` is an int tensor of shape [2]. Returns images of the same shape and dtype, and each image's own part of the
-    result, float32 [B] in (0, 1].
+    result, float32 [B] in (0, 1]. `part` says which of a batch's images these are, if they are not all: then the first
+    one has no partner here, and its result is of no use.
     """
+    whole_batch = whole_of(images, part)
     if not config.cutmix:
-        return mixup(images, draw_mixing(config.mixup, images, seed))
+        return mixup(images, in_part(draw_mixing(config.mixup, whole_batch, seed), part))
     if not config.mixup:
-        return cutmix(images, draw_mixing(config.cutmix, images, seed))
+        return cutmix(images, in_part(draw_mixing(config.cutmix, whole_batch, seed), part))
     seeds = tf.unstack(tf.random.split(seed, 2, alg="philox"))
     by_area = tf.random.stateless_uniform([], seeds[0], alg="philox") < 0.5
-    drawn = draw_mixing(tf.where(by_area, config.cutmix, config.mixup), images, seeds[1])
+    drawn = in_part(draw_mixing(tf.where(by_area, config.cutmix, config.mixup), whole_batch, seeds[1]), part)
     return tf.cond(by_area, lambda: cutmix(images, drawn), lambda: mixup(images, drawn))

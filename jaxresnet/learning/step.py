@@ -81,9 +81,7 @@ def make_train_step(learner: Learner) -> TrainStep:
         images = preprocess(info, batch.image, sizes)
         targets = train_targets(batch, info.classes, learner.plan.config.label_smoothing)
         dropout = dropout_key(hyperparameters.key, state.step)
-        params, frozen = learner.divide(
-            state.params
-        )  # nothing is computed for a gradient that is not asked for
+        params, frozen = learner.divide(state.params)  # where no gradient is asked for, none is computed
 
         def mean_loss(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Any]]:
             logits, updates = learner.model.apply(
@@ -110,8 +108,6 @@ def make_train_step(learner: Learner) -> TrainStep:
         )
         if state.average is not None:
             average = moving_average(state.average, state.variables, hyperparameters.rates, step)
-            for name, tree in state.variables.items():  # what is frozen is its own average, to the bit
-                average[name] |= learner.divide(tree)[1]
             state = state.replace(average=average)
         return state, metrics
 

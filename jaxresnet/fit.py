@@ -84,7 +84,7 @@ def fit(
         Background(load_tensorflow)
         plan = resolve(plan.config, stop.run(lambda: source.info, "reading the data"))
         folder.check(plan)
-        learner = make_learner(plan, convolution_for(mesh))
+        learner = make_learner(plan, convolution_for(mesh, small_maps=len(plan.phases) > 1))
         template = state_template(learner, replicated(mesh))
         say(*frozen_notes(learner, template))
         size = plan.size_at(folder.newest_saved_step())  # where the run goes on, unless that one is damaged

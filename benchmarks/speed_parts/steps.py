@@ -114,7 +114,8 @@ def measure_sizes(plan: Plan, mesh: Mesh, rounds: int, seconds: float) -> list[d
     """Seconds of a train step on images of the SIDES, in turns, beside their multiply-accumulates."""
     schedule = {"resolution.sizes": SIDES[:-1], "resolution.shares": (0.3, 0.3)}
     plan = plan.with_config(plan.config.replace(schedule))
-    found = {side: jax_contender(plan, mesh, convolution_for(mesh), size=(side, side)) for side in SIDES}
+    convolution = convolution_for(mesh, small_maps=True)
+    found = {side: jax_contender(plan, mesh, convolution, size=(side, side)) for side in SIDES}
     macs = macs_of_phases(plan)
     times = in_turns({str(side): each.train for side, each in found.items()}, rounds, seconds)
     medians = [statistics.median(times[str(side)]) for side in SIDES]

@@ -13,6 +13,9 @@ Here activations that are too large for the cache are treated in other ways:
 - The gradients of other kernels are computed in a loop: it gathers the window of each position and multiplies matrices.
 - The other input gradients are ordinary convolutions, one for each offset within the stride.
 
+XLA also has a slow way of its own for outputs smaller than the kernel, which images of half the size lead to. Such a
+convolution can be computed as one product of matrices (`by_windows`).
+
 results/speed/README.md tells how much this gains. It gains on a CPU only, so it is no default: whoever builds a network
 for a CPU passes it in (`convolution_for`). All other networks use `lax.conv_general_dilated`.
 """
@@ -41,14 +44,17 @@ _CACHED_INPUTS = 2**18
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
 
-def convolution_for(mesh: Mesh) -> Convolution | None:
+def convolution_for(mesh: Mesh, *, small_maps: bool = False) -> Convolution | None:
     """The convolution for networks on `mesh`: from `make_convolution` on a CPU, None (XLA's own) elsewhere."""
     devices = mesh.devices
-    return make_convolution(devices.size) if devices.flat[0].platform == "cpu" else None
+    return make_convolution(devices.size, small_maps) if devices.flat[0].platform == "cpu" else None
 
 
-def make_convolution(shards: int) -> Convolution:
+def make_convolution(shards: int, small_maps: bool = False) -> Convolution:
     """A function that replaces `lax.conv_general_dilated` in `flax.linen.Conv`.
+
+    `small_maps` has it take `by_windows` for outputs smaller than the kernel. That rounds otherwise than XLA's way, by
+    which networks with such maps at the data's own size were trained so far; so it is no default.
 
     `shards` is the number of devices that the batch is sharded over. The loops keep the images of each device apart, so
     that devices exchange data only once, at the end. Another number gives the same result up to rounding. The function
@@ -69,9 +75,60 @@ def make_convolution(shards: int) -> Convolution:
     ) -> jax.Array:
         if {*lhs_dilation, *rhs_dilation, feature_group_count} != {1}:
             raise NotImplementedError("expected a convolution without dilation and groups")
-        return _convolve(inputs, kernel, tuple(strides), tuple(padding), precision, shards)
+        steps, borders = (strides[0], strides[1]), (padding[0], padding[1])
+        if small_maps and _is_small(inputs, kernel, steps, borders):
+            return by_windows(inputs, kernel, steps, borders, precision)
+        return _convolve(inputs, kernel, steps, borders, precision, shards)
 
     return convolution
+
+
+def _is_small(inputs: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Padding) -> bool:
+    """Whether the outputs are smaller than the kernel. There XLA:CPU 0.10 computes at 1 GFLOP/s in place of 100."""
+    height, width = _output_size(inputs, kernel, strides, padding)
+    return height < kernel.shape[0] or width < kernel.shape[1]
+
+
+def _output_size(
+    inputs: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Padding
+) -> tuple[int, int]:
+    """Height and width of a convolution's outputs."""
+    spans = [inputs.shape[1 + axis] + sum(padding[axis]) - kernel.shape[axis] for axis in (0, 1)]
+    return spans[0] // strides[0] + 1, spans[1] // strides[1] + 1
+
+
+def by_windows(
+    inputs: jax.Array,
+    kernel: jax.Array,
+    strides: tuple[int, int],
+    padding: Padding,
+    precision: lax.PrecisionLike,
+) -> jax.Array:
+    """A convolution [B, H', W', D] as one matrix product: the window of each output position times the kernel.
+
+    Its gradients are such products, too. The windows take the memory of the kernel's size times the outputs, which is
+    little for small maps.
+    """
+    padded = jnp.pad(inputs, ((0, 0), *padding, (0, 0)))
+    windows = _windows(padded, kernel.shape[:2], _output_size(inputs, kernel, strides, padding), strides)
+    matrix = kernel.reshape(-1, kernel.shape[3])
+    return lax.dot_general(windows, matrix, (((3,), (0,)), ((), ())), precision=precision)
+
+
+def _windows(
+    padded: jax.Array, kernel: tuple[int, ...], outputs: tuple[int, int], strides: tuple[int, int]
+) -> jax.Array:
+    """What each output position sees of padded inputs [..., H, W, C]: [..., H', W', h * w * C].
+
+    `kernel` (h, w) and `outputs` (H', W') are sizes.
+    """
+    last_row, last_column = (outputs[0] - 1) * strides[0], (outputs[1] - 1) * strides[1]
+    taps = [
+        padded[..., i : i + last_row + 1 : strides[0], j : j + last_column + 1 : strides[1], :]
+        for i in range(kernel[0])
+        for j in range(kernel[1])
+    ]
+    return jnp.concatenate(taps, axis=-1)
 
 
 def _plain(
@@ -211,13 +268,8 @@ def kernel_gradient(
 
     def add_part(total: jax.Array, index: jax.Array) -> tuple[jax.Array, None]:
         x = jnp.pad(part_of(images, index, size), ((0, 0), (0, 0), *padding, (0, 0)))
-        last_row, last_column = (rows - 1) * strides[0], (columns - 1) * strides[1]
-        taps = [
-            x[:, :, i : i + last_row + 1 : strides[0], j : j + last_column + 1 : strides[1]]
-            for i in range(height)
-            for j in range(width)
-        ]
-        windows = jnp.concatenate(taps, axis=-1).reshape(shards, -1, height * width * channels)
+        windows = _windows(x, kernel_shape[:2], (rows, columns), strides)
+        windows = windows.reshape(shards, -1, height * width * channels)
         dy = part_of(gradients, index, size).reshape(shards, -1, features)
         # The features come first: the other order is slower, and so is one product for each tap.
         product = lax.dot_general(

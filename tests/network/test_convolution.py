@@ -72,6 +72,45 @@ def test_gradients_equal_those_of_xla(case: str, shards: int, monkeypatch: pytes
             np.testing.assert_allclose(found, wanted, rtol=1e-10, atol=1e-11)
 
 
+SMALL = {
+    "a 2x2 map": (4, 2, 3, 1, 1),
+    "a 4x4 map and stride 2": (4, 4, 3, 2, 1),
+    "a 1x1 map": (3, 1, 3, 1, 1),
+    "a kernel much larger than the map": (2, 5, 7, 1, 3),
+}
+
+
+@pytest.mark.parametrize("case", SMALL)
+def test_outputs_smaller_than_the_kernel_are_one_product(case: str):
+    batch, size, kernel, stride, padding = SMALL[case]
+    strides, paddings = (stride,) * 2, ((padding,) * 2,) * 2
+    ours = make_convolution(1, small_maps=True)
+
+    def convolve(inputs: jax.Array, weights: jax.Array) -> jax.Array:
+        return ours(inputs, weights, strides, paddings, precision=HIGHEST)
+
+    with jax.enable_x64():
+        inputs, weights, gradient = map(jnp.asarray, arrays(batch, size, kernel, stride, padding))
+        assert "convolution" not in hlo(convolve, inputs.shape, weights.shape)
+        outputs, pull_back = jax.vjp(convolve, inputs, weights)
+        expected, expected_pull_back = jax.vjp(reference(stride, padding), inputs, weights)
+        np.testing.assert_allclose(outputs, expected, rtol=1e-10, atol=1e-11)
+        for found, wanted in zip(pull_back(gradient), expected_pull_back(gradient), strict=True):
+            np.testing.assert_allclose(found, wanted, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize(("small_maps", "found"), [(True, 0), (False, 1)])
+def test_small_maps_stay_as_they_were_unless_asked_for(small_maps: bool, found: int):
+    ours = make_convolution(1, small_maps)
+
+    def convolutions(size: int) -> int:
+        shapes = (4, size, size, 5), (3, 3, 5, 6)
+        lowered = hlo(lambda x, w: ours(x, w, (1, 1), ((1, 1),) * 2), *shapes)
+        return lowered.count("stablehlo.convolution")
+
+    assert (convolutions(2), convolutions(3)) == (found, 1)
+
+
 @pytest.mark.parametrize("option", [{"rhs_dilation": (2, 2)}, {"feature_group_count": 5}])
 def test_what_it_cannot_do_is_refused(option: dict):
     inputs, weights, _ = arrays(2, 8, 3, 1, 1)

@@ -39,9 +39,8 @@ from jaxresnet.plan import Plan, resolve
 from jaxresnet.programs import Program, TrainPrograms
 from jaxresnet.reporting.progress import Reporter, closing_lines, headline, schedule_notes, size_notes
 from jaxresnet.runs.checkpoint import Checkpoints
-from jaxresnet.runs.integrity import checksum
 from jaxresnet.runs.records import EvaluationRecord, evaluated_split
-from jaxresnet.runs.unwritten import UnwrittenCheckpoints, UnwrittenWorkdir
+from jaxresnet.runs.unwritten import UnwrittenCheckpoints, UnwrittenWorkdir, check_same_place
 from jaxresnet.runs.workdir import Workdir
 from jaxresnet.session import CompiledSteps, Saving, Session, evaluate_end
 from jaxresnet.trained.evaluation import jit_eval_step
@@ -100,13 +99,6 @@ def fit(
             evaluation = run_to_end(learner, template, folder, mesh, splits, compiling, stop, initial, peers)
     say(closing_lines(plan, folder.path, folder.epochs.read(), evaluation))
     return evaluation
-
-
-def check_same_place(peers: Peers, splits: dict[str, Split], folder: Path) -> None:
-    """Raise UserError if another process has other data, or another folder of that name."""
-    if peers.count > 1:
-        peers.require_same({f"the {name} split's SHA-256": checksum(each) for name, each in splits.items()})
-        peers.require_shared(folder)
 
 
 def say(*lines: str) -> None:
@@ -187,7 +179,12 @@ def run_to_end(
     folder.starts.add(describe_environment(mesh, config.precision, ["python", *sys.orig_argv[1:]]))
     with open_checkpoints(folder, config) as checkpoints:
         state = stop.run(
-            lambda: starting_state(learner, template, checkpoints, mesh, initial, peers),
+            lambda: starting_state(
+                template,
+                mesh,
+                peers,
+                lambda like, here: restore_or_init(learner, like, checkpoints, here, initial),
+            ),
             "preparing the network",
         )
         start, pending = int(state.step), state.metrics.count > 0
@@ -235,20 +232,14 @@ def open_checkpoints(folder: Workdir, config: Config) -> Checkpoints:
 
 
 def starting_state(
-    learner: Learner,
-    template: TrainState,
-    checkpoints: Checkpoints,
-    mesh: Mesh,
-    initial: Callable[[], Initial],
-    peers: Peers,
+    template: TrainState, mesh: Mesh, peers: Peers, begin: Callable[[TrainState, Mesh], TrainState]
 ) -> TrainState:
     """The state that all processes go on from: process 0 restores or makes it, and gives it to the others."""
     if peers.count == 1:
-        return restore_or_init(learner, template, checkpoints, mesh, initial)
+        return begin(template, mesh)
     here = local_mesh()
-    local = state_template(learner, replicated(here))
-    state = restore_or_init(learner, local, checkpoints, here, initial) if peers.first else None
-    return peers.spread(state, template)
+    local = jax.tree.map(lambda leaf: leaf.update(sharding=replicated(here)), template)
+    return peers.spread(begin(local, here) if peers.first else None, template)
 
 
 def restore_or_init(

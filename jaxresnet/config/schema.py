@@ -188,9 +188,8 @@ class Config(_Section):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of each training target that is spread evenly over all classes."""
     cpu_devices: Annotated[int, Field(ge=0, le=256)] = 0
-    """Number of virtual devices that a CPU is divided into; the batch is sharded over them. 0: the largest number
-    that divides the batch and is at most the number of cores that the process may use. Ignored on a GPU. With
-    --distributed, it is the number of all processes together."""
+    """Number of virtual devices that a CPU, or those of all processes, are divided into, for the batch. 0: the largest
+    that divides the batch and is at most the number of cores that the process may use. Ignored on a GPU."""
     init: Annotated[str, Field(max_length=4096)] = ""
     """Network whose weights a new run begins with: the folder of a run, of which the latest checkpoint counts, a
     safetensors file, or the name of shipped weights. Settings of [model] that are not given are then its own. Empty:

@@ -5,10 +5,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from jaxresnet.config.schema import Config
+from jaxresnet.data.splits import Split
 from jaxresnet.learning.state import TrainState
 from jaxresnet.machine.environment import Start
+from jaxresnet.machine.hosts.peers import Peers
 from jaxresnet.plan import Plan
 from jaxresnet.runs.checkpoint import Checkpoints
+from jaxresnet.runs.integrity import checksum
 from jaxresnet.runs.records import EpochLog, EpochRecord, InitialWeights, StartLog
 from jaxresnet.runs.workdir import Workdir
 
@@ -78,3 +81,10 @@ class UnwrittenCheckpoints(Checkpoints):
     def restore_latest(self, template: TrainState, report: Callable[[str], None]) -> TrainState | None:
         """None: process 0 restores the state for all."""
         return None
+
+
+def check_same_place(peers: Peers, splits: dict[str, Split], folder: Path) -> None:
+    """Raise UserError if another process has other data, or another folder of that name."""
+    if peers.count > 1:
+        peers.require_same({f"the {name} split's SHA-256": checksum(each) for name, each in splits.items()})
+        peers.require_shared(folder)

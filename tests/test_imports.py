@@ -11,7 +11,7 @@ import jax
 import pytest
 from helpers import TINY_SETTINGS
 
-COMMANDS = ("train", "evaluate", "predict", "export", "summary", "sweep", "report")
+COMMANDS = ("train", "evaluate", "predict", "export", "demo", "summary", "sweep", "report")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -37,6 +37,11 @@ class Source(Protocol):
         """Download the data set if `outline` lacks it. Raises UserError (exit code 1) if that fails."""
         ...
 
+    @property
+    def at_hand(self) -> bool:
+        """Whether it can be read without a download."""
+        ...
+
     def read(self, split: Literal["train", "test"]) -> Split:
         """All examples of one of its splits, in a fixed order.
 

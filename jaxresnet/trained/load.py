@@ -59,6 +59,11 @@ class TrainedNetwork:
         """The names of the classes, in the order of the logits."""
         return self.info.class_names
 
+    @property
+    def parameters(self) -> int:
+        """The number of trainable parameters."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.variables["params"]))
+
     @functools.cached_property
     def module(self) -> ResNet:
         """The linen module, which takes normalised float images: `module.apply(variables, images, train=False)`."""

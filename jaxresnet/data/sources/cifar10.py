@@ -54,6 +54,15 @@ class Cifar10:
     def prepare(self) -> None:
         """Nothing to do: it is downloaded when it is read."""
 
+    @property
+    def at_hand(self) -> bool:
+        """Whether it is prepared in the folder, or its archive is there."""
+        from jaxresnet.data.sources.archive import find_archive
+        from jaxresnet.data.sources.tfds import data_root
+
+        root = data_root(self._config)
+        return find_archive(root) is not None or _is_prepared(root)
+
     def read(self, split: Literal["train", "test"]) -> "Split":
         """All examples of one split. The data set is downloaded and prepared first if it is not there yet.
 
@@ -67,6 +76,10 @@ class Cifar10:
         return read_archive(archive, split) if archive else _read_prepared(root, split)
 
 
+def _is_prepared(root: Path) -> bool:
+    return any(root.glob("cifar10/*/dataset_info.json"))
+
+
 def _read_prepared(root: Path, split: Literal["train", "test"]) -> "Split":
     """A split of what tensorflow-datasets has prepared in `root`, or prepares now."""
     import numpy as np
@@ -75,7 +88,7 @@ def _read_prepared(root: Path, split: Literal["train", "test"]) -> "Split":
     from jaxresnet.data.splits import Split
 
     require_files(root, "cifar10")
-    if not list(root.glob("cifar10/*/dataset_info.json")):
+    if not _is_prepared(root):
         print(
             f"CIFAR-10 is not in {root}: downloading 162 MiB from {URL} and preparing 133 MiB there",
             flush=True,

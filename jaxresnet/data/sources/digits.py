@@ -29,6 +29,7 @@ class Digits:
     """
 
     info = outline = INFO
+    at_hand = True
 
     def prepare(self) -> None:
         """Nothing to do: they come with scikit-learn."""

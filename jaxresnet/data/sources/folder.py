@@ -47,6 +47,11 @@ class Folder(PictureSource):
     def prepare(self) -> None:
         """Nothing to do."""
 
+    @property
+    def at_hand(self) -> bool:
+        """Whether the folder is there."""
+        return expand(self.config.dir).is_dir()
+
     def own_test_split(self) -> bool:
         """Whether there is a folder test/."""
         return _has_classes(expand(self.config.dir) / "test")

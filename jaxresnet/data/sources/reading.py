@@ -42,6 +42,11 @@ class PictureSource(ABC):
     def prepare(self) -> None:
         """Download the data set if that is needed."""
 
+    @property
+    @abstractmethod
+    def at_hand(self) -> bool:
+        """Whether it can be read without a download."""
+
     @abstractmethod
     def own_test_split(self) -> bool:
         """Whether the test split is not a share of the training examples."""

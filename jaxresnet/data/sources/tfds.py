@@ -83,6 +83,11 @@ class Tfds(PictureSource):
             load_tensorflow()
             self._builder.download_and_prepare()
 
+    @property
+    def at_hand(self) -> bool:
+        """Whether it is prepared in its folder."""
+        return self._builder.is_prepared()
+
     def own_test_split(self) -> bool:
         """Whether the test split is not a share of the training examples."""
         return self._test != "train"

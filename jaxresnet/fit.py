@@ -179,11 +179,8 @@ def run_to_end(
     folder.starts.add(describe_environment(mesh, config.precision, ["python", *sys.orig_argv[1:]]))
     with open_checkpoints(folder, config) as checkpoints:
         state = stop.run(
-            lambda: starting_state(
-                template,
-                mesh,
-                peers,
-                lambda like, here: restore_or_init(learner, like, checkpoints, here, initial),
+            lambda: peers.begin(
+                lambda like, here: restore_or_init(learner, like, checkpoints, here, initial), template, mesh
             ),
             "preparing the network",
         )
@@ -229,17 +226,6 @@ def open_checkpoints(folder: Workdir, config: Config) -> Checkpoints:
     accuracies = {record.step: record.accuracy(split) for record in records} if split else {}
     recorded = {step: accuracy for step, accuracy in accuracies.items() if accuracy is not None}
     return Checkpoints(folder.checkpoints, folder.identity(config), recorded=recorded)
-
-
-def starting_state(
-    template: TrainState, mesh: Mesh, peers: Peers, begin: Callable[[TrainState, Mesh], TrainState]
-) -> TrainState:
-    """The state that all processes go on from: process 0 restores or makes it, and gives it to the others."""
-    if peers.count == 1:
-        return begin(template, mesh)
-    here = local_mesh()
-    local = jax.tree.map(lambda leaf: leaf.update(sharding=replicated(here)), template)
-    return peers.spread(begin(local, here) if peers.first else None, template)
 
 
 def restore_or_init(

@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxresnet.errors import Interrupted, UserError, exit_now, tell
+from jaxresnet.machine.devices import local_mesh, replicated
 from jaxresnet.machine.environment import source_digest, versions
 from jaxresnet.machine.hosts.launch import Launch
 from jaxresnet.machine.hosts.output import Output
@@ -104,15 +105,13 @@ def _not_all_came(launch: Launch) -> NoReturn:
     exit_now(1)
 
 
-class Joined(Peers):
-    """The processes that have joined; `join` makes it."""
+class _Told(Peers):
+    """Processes that tell each other values, and how they end."""
 
     def __init__(self, client: Any, index: int, count: int, timeout: float):
         self.index, self.count = index, count
         self._client = client
         self._calls = itertools.count()
-        self._wishes: deque[jax.Array] = deque()
-        self._flags: dict[int, jax.Array] = {}
         self._presence = Presence(client, index, count, timeout)
 
     def __enter__(self) -> Self:
@@ -188,6 +187,15 @@ class Joined(Peers):
         self.barrier()
         return result if result is not None else function()
 
+
+class Joined(_Told):
+    """The processes that have joined, and compute together; `join` makes it."""
+
+    def __init__(self, client: Any, index: int, count: int, timeout: float):
+        super().__init__(client, index, count, timeout)
+        self._wishes: deque[jax.Array] = deque()
+        self._flags: dict[int, jax.Array] = {}
+
     def require_shared(self, folder: Path) -> None:
         """As for one process: process 0 leaves a file there for a moment, which the others look for."""
         probe, content = folder / "shared.probe", secrets.token_hex(8)
@@ -238,6 +246,12 @@ class Joined(Peers):
             spread.append(jax.make_array_from_process_local_data(leaf.sharding, array, leaf.shape))
             begin = end
         return jax.tree.unflatten(structure, spread)
+
+    def begin(self, function: Callable[[T, Mesh], T], like: T, mesh: Mesh) -> T:
+        """As for one process: the others get what process 0 makes on its own devices."""
+        here = local_mesh()
+        local = jax.tree.map(lambda leaf: leaf.update(sharding=replicated(here)), like)
+        return self.spread(function(local, here) if self.first else None, like)
 
     def agreed(self, wish: int) -> int:
         """As for one process, of the wishes WISHES_IN_FLIGHT calls before."""

@@ -62,6 +62,10 @@ class Peers:
         assert tree is not None
         return tree
 
+    def begin(self, function: "Callable[[T, Mesh], T]", like: T, mesh: "Mesh") -> T:
+        """What `function(like, mesh)` returns in process 0, for the devices of all; there it is called for its own."""
+        return function(like, mesh)
+
     def agreed(self, wish: int) -> int:
         """What all processes do after this step: the largest wish of any, or 0.
 

@@ -1,5 +1,6 @@
 """Pictures in files, of any format, size and mode that Pillow reads, as a network's uint8 images."""
 
+import functools
 import glob
 import os
 import struct
@@ -28,9 +29,17 @@ _TURNED = (5, 6, 7, 8)
 """Values of EXIF's orientation, as cameras write it, that exchange height and width."""
 
 
+@functools.cache
+def _formats() -> list[str]:
+    """The formats that are read: all of Pillow's but EPS, for which it would start another program, Ghostscript."""
+    Image.init()
+    return [name for name in Image.ID if name != "EPS"]
+
+
 def is_picture(path: Path) -> bool:
     """Whether the name of a file has a suffix of a format that Pillow reads, such as .png, and is not hidden."""
-    return not path.name.startswith(".") and path.suffix.lower() in Image.registered_extensions()
+    format_name = Image.registered_extensions().get(path.suffix.lower())
+    return not path.name.startswith(".") and format_name in _formats()
 
 
 def find_pictures(folder: Path, unreadable: Callable[[OSError], None] | None = None) -> list[Path]:
@@ -104,7 +113,7 @@ def decode_picture(
     """The picture in an open file, which is called `name` in errors, as `read_picture` returns it."""
     height, width, channels = image_shape
     try:
-        with Image.open(file) as picture:
+        with Image.open(file, formats=_formats()) as picture:
             side = _DRAFT * max(height, width)
             picture.draft(None, (side, side))
             plain = _plain(ImageOps.exif_transpose(picture)).convert("RGB" if channels == 3 else "L")

@@ -154,10 +154,12 @@ def test_what_is_no_picture_is_told_by_name(tmp_path: Path):
     (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])
     saved(tmp_path / "float.tiff", Image.new("F", (4, 4), 0.5))
     saved(tmp_path / "wide.tiff", Image.new("I", (4, 4), 1_000_000))
+    saved(tmp_path / "program.eps", Image.new("RGB", (4, 4)))  # Pillow would have Ghostscript run it
     (tmp_path / "folder.png").mkdir()
     bitmap_that_claims(60_000, tmp_path / "huge.bmp")
     assert "found an empty file" in refusal(tmp_path / "empty.png")
     assert "in a format that Pillow reads, found another file" in refusal(tmp_path / "text.png")
+    assert "in a format that Pillow reads, found another file" in refusal(tmp_path / "program.eps")
     assert "truncated" in refusal(tmp_path / "half.png")
     assert "found floating-point numbers" in refusal(tmp_path / "float.tiff")
     assert "found values 1000000 to 1000000" in refusal(tmp_path / "wide.tiff")
@@ -167,7 +169,16 @@ def test_what_is_no_picture_is_told_by_name(tmp_path: Path):
 
 
 def test_the_pictures_of_a_folder_are_found_in_order(tmp_path: Path):
-    for name in ("b/2.JPG", "b/10.png", "a.webp", "notes.txt", ".hidden.png", ".thumbs/c.png", "Makefile"):
+    for name in (
+        "b/2.JPG",
+        "b/10.png",
+        "a.webp",
+        "notes.txt",
+        "c.eps",
+        ".hidden.png",
+        ".thumbs/c.png",
+        "Makefile",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     found = [str(path.relative_to(tmp_path)) for path in find_pictures(tmp_path)]

@@ -15,17 +15,31 @@ def test_a_script_is_correct_shell(script: Path):
     subprocess.run(["bash", "-n", str(script)], check=True)
 
 
-def run_array(folder: Path, task: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_script(
+    name: str, folder: Path, *arguments: str, **variables: str
+) -> subprocess.CompletedProcess[str]:
     stub = folder / "srun"
     stub.write_text('#!/bin/bash\nprintf "%s\\n" "cpus $SRUN_CPUS_PER_TASK" "$@"\n')
     stub.chmod(0o755)
-    variables = {"PATH": f"{folder}:{os.environ['PATH']}", "SLURM_ARRAY_TASK_ID": str(task)}
+    variables |= {"PATH": f"{folder}:{os.environ['PATH']}", "SLURM_CPUS_PER_TASK": "4"}
     return subprocess.run(
-        ["bash", str(ROOT / "docs" / "slurm" / "array.sh"), *arguments],
-        env=os.environ | variables | {"SLURM_CPUS_PER_TASK": "4"},
+        ["bash", str(ROOT / "docs" / "slurm" / name), *arguments],
+        env=os.environ | variables,
         capture_output=True,
         text=True,
     )
+
+
+def run_array(folder: Path, task: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return run_script("array.sh", folder, *arguments, SLURM_ARRAY_TASK_ID=str(task))
+
+
+def test_every_task_of_a_run_on_several_machines_is_one_of_its_processes(tmp_path: Path):
+    process = run_script("multihost.sh", tmp_path, "--config", "paper", "--workdir", "my runs/paper")
+    assert process.stdout.splitlines() == [
+        "cpus 4", "--kill-on-bad-exit=1", ".venv/bin/python", "-m", "jaxresnet.train", "--device", "cuda",
+        "--distributed", "--config", "paper", "--workdir", "my runs/paper",
+    ]  # fmt: skip
 
 
 def test_the_tasks_of_an_array_are_the_runs_of_a_sweep(tmp_path: Path):

@@ -117,9 +117,12 @@ def test_without_a_test_split_a_share_of_each_class_is_held_out(
     assert caught.value.exit_code == 2
 
 
-def test_a_validation_split_is_the_next_best(root: Path):
+def test_a_validation_split_is_the_next_best(root: Path, capsys: pytest.CaptureFixture[str]):
     source = open_source(config_of("validated", root))
     assert (source.outline.train_examples, source.outline.test_examples) == (5, 3)
+    assert source.info.test_examples == 3
+    told = "validated has no test split: its validation split is taken as one"
+    assert told in capsys.readouterr().out.splitlines()
     assert sorted(source.read("test").images[:, 0, 0, 0]) == [0, 1, 2]
 
 

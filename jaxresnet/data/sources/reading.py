@@ -51,6 +51,16 @@ class PictureSource(ABC):
     def own_test_split(self) -> bool:
         """Whether the test split is not a share of the training examples."""
 
+    def test_split_note(self) -> str:
+        """What takes the place of a test split, in words; empty if there is one."""
+        if self.own_test_split():
+            return ""
+        held, outline = self.outline.test_examples, self.outline
+        return (
+            f"{held:,} of its {outline.train_examples + held:,} examples are held out as one, the same share of each "
+            "class (data.test_share)"
+        )
+
     @abstractmethod
     def decode(self, split: Literal["train", "test"]) -> dict[str, Split]:
         """Decode one split, or both if they are parts of the same examples."""
@@ -65,12 +75,8 @@ class PictureSource(ABC):
         self.prepare()
         outline = self.outline
         examples = outline.train_examples + outline.test_examples
-        if not self.own_test_split():
-            print(
-                f"{outline.name} has no test split: {outline.test_examples:,} of its {examples:,} examples are held "
-                "out as one, the same share of each class (data.test_share)",
-                flush=True,
-            )
+        if note := self.test_split_note():
+            print(f"{outline.name} has no test split: {note}", flush=True)
         require_memory(outline, outline.train_examples + examples)  # tf.data copies the training images
         height, width, _ = outline.image_shape
         print(f"reading {examples:,} images as {width} x {height} pixels", flush=True)

@@ -92,6 +92,12 @@ class Tfds(PictureSource):
         """Whether the test split is not a share of the training examples."""
         return self._test != "train"
 
+    def test_split_note(self) -> str:
+        """What takes the place of a test split, in words; empty if there is one."""
+        return (
+            "its validation split is taken as one" if self._test == "validation" else super().test_split_note()
+        )
+
     def decode(self, split: Literal["train", "test"]) -> dict[str, Split]:
         """Decode one split, or both if there is no test split."""
         images, labels = self._decode("train" if split == "train" else self._test)

@@ -95,7 +95,9 @@ class Tfds(PictureSource):
     def test_split_note(self) -> str:
         """What takes the place of a test split, in words; empty if there is one."""
         return (
-            "its validation split is taken as one" if self._test == "validation" else super().test_split_note()
+            "its validation split is taken as one"
+            if self._test == "validation"
+            else super().test_split_note()
         )
 
     def decode(self, split: Literal["train", "test"]) -> dict[str, Split]:

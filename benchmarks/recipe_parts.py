@@ -98,7 +98,7 @@ def last_accuracies(workdir: Path, name: str) -> dict[int, float]:
     """The accuracy (0 to 1) on the held-out images after the last epoch, of the runs that are done, by seed."""
     split = "validation_average" if name == "average" else "validation"
     found = {}
-    for folder in (workdir / name).glob("seed*"):
+    for folder in filter(Path.is_dir, (workdir / name).glob("seed*")):
         records = Workdir(folder).epochs.read()
         accuracy = records[-1].accuracy(split) if len(records) == EPOCHS else None
         if accuracy is not None:

@@ -98,7 +98,7 @@ def connected(ray: Any, address: str | None) -> Iterator[None]:
     options: dict[str, Any] = {"address": address or "local", "log_to_driver": False}
     with contextlib.ExitStack() as leaving:
         if address is None:
-            folder = tempfile.mkdtemp(prefix="ray-")  # not /tmp/ray, which everybody shares and which stays
+            folder = tempfile.mkdtemp(prefix="ray-")  # Ray's default is shared by all users, and stays
             leaving.callback(shutil.rmtree, folder, ignore_errors=True)
             options |= {
                 "num_cpus": available_cores(),

@@ -47,9 +47,12 @@ PARTS: dict[str, dict[str, Any]] = {
     "cosine": {"optimizer.schedule": "cosine"},
     "half_rate": {"optimizer.learning_rate": 0.05},
     "double_rate": {"optimizer.learning_rate": 0.2},
-    "average": {"optimizer.ema_decay": 0.998},
+    "resolution": {"resolution.sizes": (16, 24), "resolution.shares": (0.25, 0.35)},
 }
-"""The runs: what each changes in the recipe. "average" is evaluated by the average of the weights."""
+"""The runs: what each changes in the recipe."""
+
+AVERAGE = {"optimizer.ema_decay": 0.998}
+"""An average does not change the weights: the run of the recipe keeps one, whose accuracy is the row "average"."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -86,7 +89,7 @@ def settings_of(name: str) -> dict[str, Any]:
         "model.stage_channels": tuple(channels // WIDTH for channels in model.stage_channels),
         "data.validation_examples": HELD_OUT,
         "evaluation.split": "validation",
-        **PARTS[name],
+        **(PARTS[name] or AVERAGE),
     }
 
 
@@ -94,9 +97,8 @@ def make_config(name: str) -> Config:
     return load_config(find_config(RECIPE)).replace(settings_of(name))
 
 
-def last_accuracies(workdir: Path, name: str) -> dict[int, float]:
-    """The accuracy (0 to 1) on the held-out images after the last epoch, of the runs that are done, by seed."""
-    split = "validation_average" if name == "average" else "validation"
+def last_accuracies(workdir: Path, name: str, split: str = "validation") -> dict[int, float]:
+    """The accuracy (0 to 1) on `split` after the last epoch, of the runs of a name that are done, by seed."""
     found = {}
     for folder in filter(Path.is_dir, (workdir / name).glob("seed*")):
         records = Workdir(folder).epochs.read()
@@ -108,11 +110,13 @@ def last_accuracies(workdir: Path, name: str) -> dict[int, float]:
 
 def write_table(workdir: Path, output: Path) -> None:
     """Write README.md and accuracies.json, and print the table."""
-    accuracies = {name: found for name in PARTS if (found := last_accuracies(workdir, name))}
+    changes = PARTS | {"average": AVERAGE}
+    accuracies = {name: last_accuracies(workdir, name) for name in PARTS}
+    accuracies["average"] = last_accuracies(workdir, "recipe", "validation_average")
+    recipe = accuracies["recipe"]
+    accuracies = {name: found for name, found in accuracies.items() if found.keys() & recipe.keys()}
     differences = {
-        name: [
-            100 * (found[seed] - accuracies["recipe"][seed]) for seed in found if seed in accuracies["recipe"]
-        ]
+        name: [100 * (found[seed] - recipe[seed]) for seed in found if seed in recipe]
         for name, found in accuracies.items()
     }
     # Of two or three differences alone a standard error would be a guess: all parts share one spread.
@@ -122,7 +126,7 @@ def write_table(workdir: Path, output: Path) -> None:
     spread = statistics.mean(variances) ** 0.5 if variances else float("nan")
     rows = [("run", "changed", "seeds", "accuracy (%)", "difference", "standard error")]
     for name in sorted(differences, key=lambda each: -statistics.mean(differences[each])):
-        changed = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in PARTS[name].items())
+        changed = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in changes[name].items())
         mean, error = statistics.mean(differences[name]), spread / len(differences[name]) ** 0.5
         values = list(accuracies[name].values())
         against, sure = ("", "") if name == "recipe" else (f"{mean:+.2f}", f"{error:.2f}")

@@ -1,10 +1,9 @@
 """The folder that a user uploads to the Hugging Face Hub: weights, config.json and a model card, README.md."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import jax
 
 import jaxresnet
 from jaxresnet.config.files import dump_config, portable
@@ -30,7 +29,7 @@ def write(request: Request, path: Path) -> None:
     network = request.network
     save_weights(path / EXPORTED_WEIGHTS, network.plan, network.variables, half=request.half, notes=notes)
     write_to_disk(path / "config.json", "w", json_text(_config(request)))
-    write_to_disk(path / "README.md", "w", _card(request, path.name))
+    write_to_disk(path / "README.md", "w", model_card(request, path.name, _USE))
 
 
 def read(request: Request, path: Path) -> Reader:
@@ -73,12 +72,12 @@ def _config(request: Request) -> dict[str, Any]:
     }
 
 
-def _front_matter(request: Request, name: str) -> str:
+def _front_matter(request: Request, name: str, licence: str | None) -> str:
     """The card's metadata as YAML. Each value is JSON, which is YAML too."""
     info, origin = request.network.info, request.origin
     hub_name = HUB_DATA_SETS.get(info.name)
     matter: dict[str, Any] = {
-        "license": "mit",
+        **({"license": licence} if licence else {}),
         "library_name": "jaxresnet",
         "pipeline_tag": "image-classification",
         "tags": ["jax", "flax", "resnet", "image-classification"],
@@ -102,24 +101,30 @@ def _front_matter(request: Request, name: str) -> str:
     return "\n".join(["---", *lines, "---"])
 
 
-def _card(request: Request, name: str) -> str:
-    """The model card: what it is, how to use it, how accurate it is, how it was trained, its limits."""
+def model_card(
+    request: Request, name: str, use: str, notes: Sequence[str] = (), licence: str | None = None
+) -> str:
+    """The model card in Markdown: what it is, how to use it, how accurate it is, how it was trained, its limits.
+
+    `use` is the section on its use, and `notes` are paragraphs on its accuracy. `licence` is that of the weights, as
+    the Hub names it ("mit"); of a network of others it is not known.
+    """
     info, config = request.network.info, request.network.config
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(request.network.variables["params"]))
     height, width, channels = info.image_shape
     data_set = escape_markdown(info.name)
     sections = [
-        _front_matter(request, name),
+        _front_matter(request, name, licence),
         f"# {escape_markdown(name)}",
-        f"A compact residual network with {parameters:,} trainable parameters, in JAX and Flax. It classifies images "
-        f"of {height} x {width} pixels with {channels} channels into the {info.classes} classes of {data_set}.",
+        f"A compact residual network with {request.network.parameters:,} trainable parameters, in JAX and Flax. It "
+        f"classifies images of {height} x {width} pixels with {channels} channels into the {info.classes} classes of "
+        f"{data_set}.",
         "## Use",
-        _USE,
-        f"It takes uint8 images [B, {height}, {width}, {channels}] and normalises them itself. "
-        f"`{EXPORTED_WEIGHTS}` has the names and layouts of PyTorch; `config.json` has the classes, the image size, "
-        "mean and standard deviation.",
+        use,
+        f"It takes uint8 images [B, {height}, {width}, {channels}] and normalises them itself. The weights have the "
+        "names and layouts of PyTorch.",
         "## Accuracy",
         *_accuracy(request),
+        *notes,
         "## Training",
         _training(request),
         fenced(dump_config(portable(config))),
@@ -127,6 +132,11 @@ def _card(request: Request, name: str) -> str:
         f"It knows the classes of {data_set} only, and gives one of them for any image. It was trained and measured on "
         f"images of {height} x {width} pixels of that data set; on others it may be much less accurate.",
     ]
+    if licence:
+        sections += [
+            "## Licence",
+            f"{licence.upper()}, as the package. It is of the weights, not of the data.",
+        ]
     return "\n\n".join(sections) + "\n"
 
 
@@ -140,7 +150,9 @@ network = jaxresnet.load(huggingface_hub.snapshot_download("USER/NAME"))  # or t
 images = np.zeros((1, *network.info.image_shape), np.uint8)
 probabilities = network.probabilities(images)
 print(network.class_names[int(probabilities[0].argmax())])
-```"""
+```
+
+`config.json` has the classes, the image size, mean and standard deviation."""
 
 
 def _accuracy(request: Request) -> list[str]:
@@ -153,8 +165,10 @@ def _accuracy(request: Request) -> list[str]:
         words[0] += f", {origin.examples:,} images, {interval_of(origin.accuracy, origin.examples)}"
     words[0] += "."
     if origin.selected_on:
-        chosen = "The checkpoint is the best of its run on the"
-        words.append(f"{chosen} {escape_markdown(origin.selected_on)} split.")
+        optimistic = ", so this accuracy is optimistic" if origin.selected_on == origin.split else ""
+        words.append(
+            f"The checkpoint is the best of its run on the {escape_markdown(origin.selected_on)} split{optimistic}."
+        )
     if request.half:
         words.append("It was measured before the kernels were rounded to float16.")
     paragraphs = [" ".join(words)]
@@ -180,4 +194,6 @@ def _training(request: Request) -> str:
     if origin.step is not None:
         checkpoint = f" It is the state after step {origin.step:,}"
         checkpoint += ", with the average of the weights." if origin.average else "."
+    if origin.initial:
+        checkpoint += f" The training began with the weights of {escape_markdown(origin.initial)}."
     return f"By {program}, with this configuration.{checkpoint}"

@@ -18,7 +18,8 @@ class Origin:
 
     `checkpoint`, `step` and `selected_on` are as in TrainedNetwork, and `average` says that the weights are the average
     that the run kept. `accuracy` (a fraction) was measured on the `examples` of `split`. `version` and `commit` are of
-    the jaxresnet that trained it; `dirty` says that files differed from the commit.
+    the jaxresnet that trained it; `dirty` says that files differed from the commit. `initial` is the name of the run or
+    file with whose weights the training began; None if they were random.
     """
 
     checkpoint: str | None = None
@@ -32,6 +33,7 @@ class Origin:
     version: str | None = None
     commit: str | None = None
     dirty: bool | None = None
+    initial: str | None = None
 
 
 def find_origin(name: Path | str, network: TrainedNetwork, *, average: bool = False) -> Origin:
@@ -50,6 +52,10 @@ def find_origin(name: Path | str, network: TrainedNetwork, *, average: bool = Fa
 
 def _of_run(folder: Workdir, network: TrainedNetwork, average: bool) -> Origin:
     origin = Origin(network.checkpoint, network.step, network.selected_on, average)
+    if initial := folder.initial_weights():
+        origin = dataclasses.replace(
+            origin, initial=Path(initial.source).name
+        )  # its folder is of this machine only
     if starts := folder.starts.read():
         git = starts[-1].git or {}
         commit, dirty = git.get("commit"), git.get("dirty")

@@ -194,22 +194,34 @@ def test_the_folder_for_the_hub(tmp_path: Path, make_request: Any, images: np.nd
     assert result["metrics"] == [{"type": "accuracy", "value": 0.75}]
     assert "# my \\*net\\*\n" in card
     assert (
-        "75.00% on the test split, 4 images, 95 % interval 30.06 to 95.44 %. The checkpoint is the best"
-        in card
+        "75.00% on the test split, 4 images, 95 % interval 30.06 to 95.44 %. The checkpoint is the best "
+        "of its run on the validation split.\n" in card
     )
     assert "| a\\|b | 100.00% |\n| c | - |\n" in card
     assert "of jaxresnet 0.2.0, commit abc with changes, with" in card
     assert "/data" not in card
+    assert "license" not in values  # whose weights these are is not known
+    assert "began with" not in card
 
 
 def test_a_card_of_a_strangers_names_stays_a_card(make_request: Any):
     names = ("x\n---\n<script>", "[a](http://b)", "\x1b[2J`'\"", *"defghij")
     request: Request = make_request(
-        origin=Origin(split="test\n---", accuracy=0.5, per_class_accuracy=dict.fromkeys(names, 1.0))
+        origin=Origin(
+            selected_on="test\n---",
+            split="test\n---",
+            accuracy=0.5,
+            per_class_accuracy=dict.fromkeys(names, 1.0),
+            initial="[c](d)",
+        )
     )
-    card = huggingface._card(request, 'a"\n---\nb: c\udcff')
+    card = huggingface.model_card(request, 'a"\n---\nb: c\udcff', "Use it.", ["As measured."], "mit")
     assert card.split("\n").count("---") == 2
     assert card.startswith('---\nlicense: "mit"\n')
+    assert card.endswith("## Licence\n\nMIT, as the package. It is of the weights, not of the data.\n")
+    assert "split, so this accuracy is optimistic.\n" in card
+    assert "\n\nAs measured.\n\n## Training" in card
+    assert "began with the weights of \\[c\\](d)." in card
     assert not set(card) & {"<", "\x1b", "\udcff"}
     assert "\\[a\\](http:\\//b)" in card
 

@@ -17,6 +17,7 @@ from jaxresnet.exporting.origin import Origin, find_origin
 from jaxresnet.exporting.request import Reader, Request
 from jaxresnet.exporting.writing import FORMATS, compare, export, sample_images
 from jaxresnet.runs.files import json_text
+from jaxresnet.runs.records import InitialWeights, RunRecord, write_run
 from jaxresnet.trained.load import TrainedNetwork, load_run
 from jaxresnet.trained.weights import save_weights
 
@@ -109,6 +110,10 @@ def test_a_runs_accuracy_is_that_of_the_step(tmp_path: Path, finished: Path, tra
     found = find_origin(tmp_path / "run", trained)
     assert (found.accuracy, found.split, found.examples) == (lines[1]["test_accuracy"], "test", None)
     assert find_origin(tmp_path / "run", dataclasses.replace(trained, step=5)).accuracy is None
+    assert found.initial is None
+    initial = InitialWeights("/home/theirs/letters.safetensors", None, "0", head=True)
+    write_run(tmp_path / "run" / "run.json", RunRecord("id", initial))
+    assert find_origin(tmp_path / "run", trained).initial == "letters.safetensors"
 
 
 def test_a_damaged_origin_is_named(tmp_path: Path, make_request: Any):

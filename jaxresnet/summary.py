@@ -48,10 +48,12 @@ def training_notes(phases: Sequence[Phase], macs: Sequence[int]) -> list[str]:
     if len(phases) == 1:
         return []
     steps = [phase.end - phase.start for phase in phases]
-    mean = sum(each * count for each, count in zip(macs, steps, strict=True)) / sum(steps)
+    # Shares, because the number of steps is not known before the data set is downloaded.
+    shares = [count / sum(steps) for count in steps]
+    mean = sum(each * share for each, share in zip(macs, shares, strict=True))
     lines = [
-        f"MACs per image of {size_text(phase.size)}, in {count:,} of the steps: {each:,}"
-        for phase, count, each in zip(phases, steps, macs, strict=True)
+        f"MACs per image of {size_text(phase.size)}, in {share:.1%} of the steps: {each:,}"
+        for phase, share, each in zip(phases, shares, macs, strict=True)
     ]
     return [*lines, f"mean MACs per training image: {mean:,.0f} ({mean / macs[-1]:.1%} of the last)"]
 

@@ -200,9 +200,9 @@ def test_the_schedule_is_told_at_the_start(config: Config):
         "note: the steps at which their size changes follow --epochs; they were: 12 and 28"
     )
     assert training_notes(plan.phases, [10, 20, 40]) == [
-        "MACs per image of 16 x 16 pixels, in 6 of the steps: 10",
-        "MACs per image of 24 x 24 pixels, in 8 of the steps: 20",
-        "MACs per image of 32 x 32 pixels, in 10 of the steps: 40",
+        "MACs per image of 16 x 16 pixels, in 25.0% of the steps: 10",
+        "MACs per image of 24 x 24 pixels, in 33.3% of the steps: 20",
+        "MACs per image of 32 x 32 pixels, in 41.7% of the steps: 40",
         "mean MACs per training image: 26 (64.6% of the last)",
     ]
     assert training_notes(plan.phases[-1:], [40]) == []

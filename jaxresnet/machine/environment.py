@@ -34,9 +34,10 @@ class Start:
 
     `started` is the time in ISO format, UTC. `git` holds the "commit" of the source and whether it was "dirty"; None if
     the package does not lie in a git checkout. `cpu_identity` is the CPU's vendor, family, model and stepping, and
-    `cpu_flags` are those of its instruction sets on which speed and rounding depend. `jax_variables` are the
-    environment variables that set JAX, whose names begin with JAX_. `processes` is the number of processes that the
-    devices belong to. These fields are None until they are known: `compile_seconds`, before the first step;
+    `cpu_flags` are those of its instruction sets on which speed and rounding depend. Rounding also depends on
+    `available_cores`, the number that the process may use, if it is larger than that of the devices. `jax_variables`
+    are the environment variables that set JAX, whose names begin with JAX_. `processes` is the number of processes that
+    the devices belong to. These fields are None until they are known: `compile_seconds`, before the first step;
     `train_seconds`, without compilation and evaluation, up to the last save; `seconds` of the whole start;
     `peak_device_bytes`, which stays None on a CPU.
     """
@@ -56,6 +57,7 @@ class Start:
     cpu_identity: str | None = None
     cpu_flags: list[str] = field(default_factory=list)
     physical_cores: int | None = None
+    available_cores: int | None = None
     memory_bytes: int | None = None
     compile_seconds: float | None = None
     train_seconds: float | None = None
@@ -89,6 +91,7 @@ def describe_environment(mesh: "Mesh", precision: str, argv: list[str]) -> Start
         cpu_identity=" ".join(cpu[key] for key in _CPU_IDENTITY if key in cpu) or None,
         cpu_flags=[flag for flag in CPU_FLAGS if flag in cpu.get("flags", "").split()],
         physical_cores=_physical_cores(),
+        available_cores=available_cores(),
         memory_bytes=_memory_bytes(),
         jax_variables={key: value for key, value in os.environ.items() if key.startswith("JAX_")},
         processes=len({device.process_index for device in devices}),

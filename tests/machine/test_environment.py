@@ -46,7 +46,9 @@ core id : {}
 flags : fpu avx avx2 fma avx512f amx_tile"""
     (tmp_path / "cpuinfo").write_text("\n\n".join(text.format(core) for core in (0, 0, 1, 1)) + "\n")
     monkeypatch.setattr(environment, "_CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(environment, "available_cores", lambda: 3)
     start = describe_environment(mesh_of(1), "float32", [])
+    assert start.available_cores == 3
     assert (start.cpu, start.cpu_identity) == ("Some CPU", "GenuineIntel 6 207 2")
     assert start.cpu_flags == ["avx2", "fma", "avx512f", "amx_tile"]
     assert start.physical_cores == 2

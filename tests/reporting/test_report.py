@@ -134,7 +134,7 @@ def test_how_a_run_was_made(finished: Path, page: Path, tmp_path: Path):
         f"- command: {escape_markdown(start.command)}\n",
         f"- versions: python {platform.python_version()}, jaxresnet {jaxresnet.__version__}, jax {jax.__version__}",
         "- devices: 4 x cpu\n",
-        f"{start.cpu_cores} logical CPUs",
+        f"{start.cpu_cores} logical CPUs, {start.available_cores} available",
         f"```\n{dump_config(read_histories([finished])[0].config)}```\n\n</details>",
     ):
         assert fact in markdown

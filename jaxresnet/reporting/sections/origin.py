@@ -38,6 +38,7 @@ def start_facts(start: Start) -> Facts:
     """What is recorded of one start, in words. What is not known is left out, but for times."""
     cores = [f"{start.physical_cores} cores"] if start.physical_cores else []
     cores += [f"{start.cpu_cores} logical CPUs"] if start.cpu_cores else []
+    cores += [f"{start.available_cores} available"] if start.available_cores else []
     cpu = ", ".join([start.cpu or "unknown", *cores, *start.cpu_flags])
     known = [
         ("command", start.command),

@@ -16,6 +16,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from jaxresnet.config.schema import Config
+from jaxresnet.data.batches import Batch
 from jaxresnet.network.describe import describe
 from jaxresnet.plan import Plan
 from jaxresnet.reporting.figures.architecture import architecture, stacked_architecture
@@ -24,6 +25,7 @@ from jaxresnet.reporting.figures.confusion import confusion
 from jaxresnet.reporting.figures.curves import Curve, curves
 from jaxresnet.reporting.figures.drawing import render
 from jaxresnet.reporting.figures.images import image_grid
+from jaxresnet.reporting.sections.images import titles_of
 from jaxresnet.runs.groups import History, RunGroup, group_runs, read_histories
 from jaxresnet.runs.records import EpochRecord
 from jaxresnet.runs.workdir import Workdir
@@ -154,3 +156,11 @@ def test_drawing_changes_no_setting_of_matplotlib():
     before = dict(matplotlib.rcParams)
     render(lambda: image_grid([], []))
     assert dict(matplotlib.rcParams) == before
+
+
+def test_a_mixed_image_is_named_by_both_classes():
+    names = ("cat", "dog", "a class with a long name")
+    batch = Batch(None, np.array([0, 1, 2]), np.ones(3, bool))
+    assert titles_of(batch, names) == ["cat", "dog", "a clas… name"]
+    batch = batch._replace(other=np.array([1, 0, 0]), share=np.array([0.75, 1, 0.6], np.float32))
+    assert titles_of(batch, names) == ["cat 75%\ndog 25%", "dog", "a clas… name 60%\ncat 40%"]

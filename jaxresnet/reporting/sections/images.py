@@ -1,9 +1,10 @@
 """The section with the first training images."""
 
 import itertools
+from collections.abc import Sequence
 
 from jaxresnet.config.schema import NO_AUGMENTATION
-from jaxresnet.data.batches import train_batches
+from jaxresnet.data.batches import Batch, train_batches
 from jaxresnet.data.sources import reopen_source
 from jaxresnet.data.splits import Split, load_split
 from jaxresnet.errors import UserError
@@ -46,6 +47,17 @@ def first_images(name: str, caption: str, plan: Plan, split: Split) -> Picture:
     batches = train_batches(plan.config, split)
     few = list(itertools.islice(batches, -(-EXAMPLES // plan.config.batch_size)))
     images = [image for batch in few for image in batch.image][:EXAMPLES]
-    labels = [label for batch in few for label in batch.label][:EXAMPLES]
-    titles = [one_line(plan.info.class_names[label], LONGEST_CLASS_NAME) for label in labels]
+    titles = [title for batch in few for title in titles_of(batch, plan.info.class_names)][:EXAMPLES]
     return picture(name, caption, lambda: image_grid(images, titles))
+
+
+def titles_of(batch: Batch, class_names: Sequence[str]) -> list[str]:
+    """The class of each image; of one that is mixed from two, both with their shares."""
+    names = [one_line(name, LONGEST_CLASS_NAME) for name in class_names]
+    if batch.other is None:
+        return [names[label] for label in batch.label]
+    pairs = zip(batch.label, batch.other, batch.share, strict=True)
+    return [
+        names[label] if share == 1 else f"{names[label]} {share:.0%}\n{names[other]} {1 - share:.0%}"
+        for label, other, share in pairs
+    ]

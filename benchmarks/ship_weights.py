@@ -41,8 +41,8 @@ import jaxresnet
 network = jaxresnet.load("{name}")
 ```
 
-or as `{name}` in every command: `python -m jaxresnet.predict {name} photo.jpg`, `python -m jaxresnet.evaluate --weights
-{name}`, `python -m jaxresnet.train --init {name}`."""
+or as `{name}` in every command: `python -m jaxresnet.predict {name} photo.jpg`, `python -m jaxresnet.evaluate {name}`,
+`python -m jaxresnet.train --init {name}`."""
 
 
 def main(argv: Sequence[str]) -> None:

@@ -1,8 +1,8 @@
-"""Evaluate a trained network on the test split: `python -m jaxresnet.evaluate --workdir runs/digits`.
+"""Evaluate a trained network on the test split: `python -m jaxresnet.evaluate runs/digits`.
 
 It prints accuracy with its 95 % interval, loss and the accuracy of each class. It writes accuracies, loss and confusion
 matrix to evaluation.json (or evaluation_best.json, evaluation_STEP.json) in the workdir, and nothing else there. In
-place of a workdir it takes a safetensors file: `--weights FILE`.
+place of the folder of a run it takes a safetensors file.
 """
 
 if __name__ == "__main__":  # first, because the imports below take half a second
@@ -33,6 +33,7 @@ from jaxresnet.machine.hosts.peers import Peers
 from jaxresnet.machine.memory import require_address_space
 from jaxresnet.machine.workarounds import own_process
 from jaxresnet.plan import Plan, load_plan
+from jaxresnet.trained.shipped import find_network
 
 if TYPE_CHECKING:
     from jaxresnet.data.splits import Split
@@ -43,12 +44,27 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str]) -> None:
     """Run the command with the arguments `argv`."""
     args = make_parser().parse(argv)
+    if args.network and (args.workdir or args.weights):
+        raise UserError("expected NETWORK, --workdir or --weights, found two of them", 2)
+    if not (args.network or args.workdir or args.weights):
+        raise UserError(
+            "expected a trained network: NETWORK, --workdir or --weights, found none (see --help)", 2
+        )
+    if args.network:
+        path = find_network(args.network)
+        args.workdir, args.weights = (path, None) if path.is_dir() else (None, str(path))
     if args.weights and args.checkpoint:
-        raise UserError("--checkpoint: expected with --workdir, found with --weights, which is one file", 2)
+        raise UserError(
+            "--checkpoint: expected with the folder of a run, found with a file of weights",
+            2,
+        )
     if args.weights and args.average:
-        raise UserError("--average: expected with --workdir, found with --weights, which is one network", 2)
+        raise UserError(
+            "--average: expected with the folder of a run, found with a file of weights",
+            2,
+        )
     if args.workdir and args.config:
-        raise UserError("--config: expected with --weights, found with --workdir, which has its own", 2)
+        raise UserError("--config: expected with a file of weights, found with a run, which has its own", 2)
     if args.batch_size is not None and args.batch_size < 1:
         raise UserError(f"--batch-size: expected at least 1, found {args.batch_size}", 2)
 
@@ -66,7 +82,13 @@ def main(argv: Sequence[str]) -> None:
 def make_parser() -> ArgumentParser:
     """The command line's arguments."""
     parser = ArgumentParser(prog="python -m jaxresnet.evaluate", description=__doc__)
-    source = parser.add_mutually_exclusive_group(required=True)
+    parser.add_argument(
+        "network",
+        nargs="?",
+        metavar="NETWORK",
+        help="folder of a run, safetensors file of weights, or name of weights that are shipped with the package",
+    )
+    source = parser.add_mutually_exclusive_group()
     source.add_argument("--workdir", type=Path, metavar="DIR", help="folder of the run")
     source.add_argument(
         "--weights",
@@ -163,7 +185,6 @@ def load_chosen(args: argparse.Namespace, plan: Plan | None) -> "tuple[TrainedNe
     """The network that the parsed arguments name, on this process's devices, and the file to write, if there is one."""
     from jaxresnet.runs.workdir import Workdir
     from jaxresnet.trained.load import load_run, load_weights_file
-    from jaxresnet.trained.shipped import find_network
 
     if not args.workdir:
         return load_weights_file(find_network(args.weights), plan=plan), args.output

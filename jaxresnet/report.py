@@ -1,4 +1,4 @@
-"""Write a report of one or more runs: `python -m jaxresnet.report --workdir runs/digits`.
+"""Write a report of one or more runs: `python -m jaxresnet.report runs/digits`.
 
 It writes to the folder report/ of the run: index.html, which contains its pictures and needs no other file; the
 pictures as PNGs; and report.md, the same text and tables in Markdown. Several runs are compared: those that differ only
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxresnet.config.flags import ArgumentParser, add_data_argument, add_device_argument
-from jaxresnet.errors import run_command
+from jaxresnet.errors import UserError, run_command
 from jaxresnet.machine.memory import require_address_space
 from jaxresnet.runs.groups import History, group_runs, read_histories
 
@@ -24,9 +24,8 @@ from jaxresnet.runs.groups import History, group_runs, read_histories
 def main(argv: Sequence[str]) -> None:
     """Run the command with the arguments `argv`."""
     parser = ArgumentParser(prog="python -m jaxresnet.report", description=__doc__)
-    parser.add_argument(
-        "--workdir", type=Path, metavar="DIR", nargs="+", required=True, help="folder of each run"
-    )
+    parser.add_argument("runs", type=Path, metavar="DIR", nargs="*", help="folder of each run")
+    parser.add_argument("--workdir", type=Path, metavar="DIR", nargs="+", default=[], help="the same")
     parser.add_argument(
         "--output",
         type=Path,
@@ -35,12 +34,15 @@ def main(argv: Sequence[str]) -> None:
     )
     add_data_argument(parser)
     add_device_argument(parser)
-    print(f"written to {report_command(parser.parse(argv))}")
+    args = parser.parse(argv)
+    if not args.runs + args.workdir:
+        raise UserError("expected the folder of a run, or of several, found none (see --help)", 2)
+    print(f"written to {report_command(args)}")
 
 
 def report_command(args: argparse.Namespace) -> Path:
     """Write the report that the parsed arguments ask for. Returns the path of its index.html."""
-    histories = read_histories(args.workdir)
+    histories = read_histories(args.runs + args.workdir)
     output = args.output or _default_output(histories)
 
     # Imported here, so that --help, a wrong flag and a folder without a run are answered at once.

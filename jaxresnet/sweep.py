@@ -74,7 +74,6 @@ def main(argv: Sequence[str]) -> None:
     add_engine_arguments(parser)
     add_setting_arguments(parser)
     args = parser.parse(argv)
-    own_process()
     settings = setting_arguments(args)
     if "seed" in settings:
         raise UserError("--seed: expected --seeds, which lists the seeds of a sweep", 2)
@@ -247,7 +246,11 @@ def write_results(workdir: Path, runs: Mapping[Path, Plan], failed: Mapping[Path
 
 
 def results_of(group: RunGroup, failed: Mapping[Path, str]) -> list[dict[str, Any]]:
-    """The entries of a group's runs in results.json. Accuracies are fractions."""
+    """The entries of a group's runs in results.json. Accuracies are fractions.
+
+    "test_accuracy" is that of the evaluation after the last step, "test_average_accuracy" that of the average of the
+    weights; the others are of epochs.
+    """
     entries = []
     for history in group.histories:
         entry = {
@@ -264,6 +267,9 @@ def results_of(group: RunGroup, failed: Mapping[Path, str]) -> list[dict[str, An
             ):
                 if values:
                     entry[f"{which}_{split}_accuracy"] = values[0]
+        for name, average in (("test_accuracy", False), ("test_average_accuracy", True)):
+            if record := history.evaluation(average=average):
+                entry[name] = record.accuracy
         entries.append(entry | {"failed": failed.get(history.workdir.path)})
     return entries
 

@@ -244,7 +244,9 @@ class _Driver:
             max_retries=RETRIES,
             retry_exceptions=[RunLost],
         )(train_here)
-        return task.remote(arguments, share.cpus, log_of(path).absolute())
+        # `init` stays as it was given, because a run goes on with the same one only.
+        folder = Path.cwd() if plan.config.init else None
+        return task.remote(arguments, share.cpus, log_of(path).absolute(), folder)
 
     def _told(self, path: Path, problem: str) -> dict[Path, str]:
         """Print how a run ended. Returns its workdir and `problem` if it failed, else {}."""

@@ -1,9 +1,11 @@
 """One run of a sweep: whether it is finished, and its training in a process of its own."""
 
+import contextlib
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -67,12 +69,15 @@ def supervise(
     stdout: IO[str] | None = None,
     pass_fds: Sequence[int] = (),
     poll: float | None = None,
+    tell: Callable[[str], object] = lambda line: print(line, end="", file=sys.stderr, flush=True),
+    folder: Path | None = None,
 ) -> Ended:
     """Run jaxresnet.train with `arguments` in its own process, to its end.
 
     The `stop_signals` are passed on to it as SIGTERM, so that it can save before it stops. `launcher` is the beginning
     of a command that runs the rest of its arguments as a command. `stdout` and `pass_fds` are as for subprocess. With
-    `poll`, this thread looks for signals every so many seconds, because Ray only pretends to send one.
+    `poll`, this thread looks for signals every so many seconds, because Ray only pretends to send one. `tell` gets each
+    line that the process writes on stderr, at once. `folder` is its current folder, by default that of this process.
     """
     received: list[int] = []
     process: subprocess.Popen[str] | None = None
@@ -92,23 +97,37 @@ def supervise(
             errors="replace",
             process_group=0,  # so that the terminal does not send it a second Ctrl-C
             pass_fds=pass_fds,
+            cwd=folder,
         )
         if received:  # before the process existed
             process.terminate()
-        errors = _errors_of(process, poll)
+        errors = _errors_of(process, poll, tell)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
     return Ended(_shell_code(process.returncode), errors, received)
 
 
-def _errors_of(process: "subprocess.Popen[str]", poll: float | None) -> str:
-    """Wait for the process. Returns what it wrote on stderr."""
-    while True:
-        try:
-            return process.communicate(timeout=poll)[1]
-        except subprocess.TimeoutExpired:
-            pass
+def _errors_of(process: "subprocess.Popen[str]", poll: float | None, tell: Callable[[str], object]) -> str:
+    """Wait for the process, and `tell` each line that it writes on stderr. Returns them all."""
+    stderr, lines = process.stderr, list[str]()
+    assert stderr is not None
+
+    def listen() -> None:
+        for line in stderr:
+            lines.append(line)
+            with contextlib.suppress(
+                OSError, ValueError
+            ):  # nobody reads it; the process must not wait for that
+                tell(line)
+
+    listening = threading.Thread(target=listen)
+    listening.start()
+    while listening.is_alive():
+        listening.join(poll)
+    process.wait()
+    stderr.close()
+    return "".join(lines)
 
 
 def _shell_code(code: int) -> int:

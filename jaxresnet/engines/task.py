@@ -24,19 +24,34 @@ class RunLost(Exception):
     """A run was ended from outside, not by the sweep: it is to be started again."""
 
 
-def train_here(arguments: Sequence[str], cores: int, log: Path) -> tuple[int, str]:
+def train_here(
+    arguments: Sequence[str], cores: int, log: Path, folder: Path | None = None
+) -> tuple[int, str]:
     """Run jaxresnet.train on `cores` cores of this machine. Returns its exit code and its last line on stderr.
 
-    What it prints is added to the file `log`, which must be there already. Raises RunLost if it is to be started again.
+    What it prints is added to the file `log`, which must be there already. `folder` is the current folder that it is
+    to have, by default this process's. Raises RunLost if it is to be started again.
     """
     workdir = Path(arguments[1])
     if not log.is_file():  # a machine that joined later than the sweep began
         return 1, f"{log} is not on {os.uname().nodename}: expected a --workdir that all machines share"
+    if folder and not folder.is_dir():
+        return (
+            1,
+            f"{folder}, to which init is relative, is not on {os.uname().nodename}: name an absolute path",
+        )
     wait_until_free(workdir)
-    with log.open("a", encoding="utf-8") as output, cores_for_a_run(cores) as held:
+    with log.open("a", encoding="utf-8", buffering=1) as output, cores_for_a_run(cores) as held:
         launcher = [sys.executable, "-m", "jaxresnet.engines.bound", str(os.getpid())]
-        ended = supervise(arguments, launcher=launcher, stdout=output, pass_fds=held, poll=POLL_SECONDS)
-        output.write(ended.errors)
+        ended = supervise(
+            arguments,
+            launcher=launcher,
+            stdout=output,
+            pass_fds=held,
+            poll=POLL_SECONDS,
+            tell=output.write,
+            folder=folder,
+        )
     if lost(ended):
         raise RunLost(f"exit code {ended.code}")
     return ended.code, ended.said

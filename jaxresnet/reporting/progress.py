@@ -190,7 +190,7 @@ def size_notes(plan: Plan, saved: Config | None) -> list[str]:
 
 
 def schedule_notes(plan: Plan, saved: Config | None) -> list[str]:
-    """Notes for the user if a cosine schedule now ends at another step than before, or ends before the run.
+    """Notes for the user if a schedule that falls now ends at another step than before, or ends before the run.
 
     `saved` is the configuration that the run has had so far, or None if it has not begun.
     """
@@ -220,6 +220,6 @@ def closing_lines(
         note = " (chosen on the test set, so optimistic)" if split == "test" else ""
         lines.append(f"best epoch {best.epoch}: {split} accuracy {best.accuracy(split):.2%}{note}")
     for doing, command in (("evaluate", "evaluate"), ("see it", "report")):
-        arguments = ["python", "-m", f"jaxresnet.{command}", "--workdir", str(workdir)]
+        arguments = ["python", "-m", f"jaxresnet.{command}", str(workdir)]
         lines.append(f"{doing} with: {shlex.join(arguments)}")
     return "\n".join(lines)

@@ -12,7 +12,7 @@ from jaxresnet.reporting.sections.network import network_section
 from jaxresnet.reporting.sections.origin import origin_section
 from jaxresnet.reporting.text import interval_of
 from jaxresnet.runs.groups import History, RunGroup
-from jaxresnet.runs.records import EvaluationRecord, best_epoch, read_evaluation
+from jaxresnet.runs.records import EvaluationRecord, best_epoch
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -48,8 +48,9 @@ def headline_tiles(history: History, evaluation: EvaluationRecord | None, parame
     if evaluation:
         accuracy, interval = evaluation.accuracy, interval_of(evaluation.accuracy, evaluation.examples)
         tiles.append(Tile(f"test accuracy {_at(evaluation)}", f"{accuracy:.2%}", interval))
-    if average := read_evaluation(history.workdir.evaluation_path("latest", average=True)):
-        tiles.append(Tile("test accuracy of the average of the weights", f"{average.accuracy:.2%}"))
+    if average := history.evaluation(average=True):
+        label = f"test accuracy of the average of the weights {_at(average)}"
+        tiles.append(Tile(label, f"{average.accuracy:.2%}"))
     if best and split:
         chosen = ", chosen on the test split" if split == "test" else ""
         label = f"{split} accuracy of the best epoch, {best.epoch}{chosen}"

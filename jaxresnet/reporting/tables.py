@@ -31,9 +31,32 @@ def mean_and_spread(values: Sequence[float], scale: float = 1.0, digits: int = 2
 
 
 def comparison_table(groups: Sequence[RunGroup]) -> list[tuple[str, ...]]:
-    """A header, and a row for each group, with accuracies in percent."""
-    rows = [("runs", "seeds", "epochs", "split", "last epoch (%)", "best epoch (%)", "train loss", "minutes")]
-    for group in groups:
+    """A header, and a row for each group, with accuracies in percent.
+
+    If epochs were not evaluated on the test split, or a run keeps an average of its weights, further columns have the
+    test accuracies of the evaluations after the last step.
+    """
+    evaluated = {
+        "test, last step (%)": [group.evaluated_accuracies() for group in groups],
+        "test, average (%)": [group.evaluated_accuracies(average=True) for group in groups],
+    }
+    if all(group.split == "test" for group in groups):
+        del evaluated["test, last step (%)"]  # it would be the last epoch's
+    more = {name: values for name, values in evaluated.items() if any(values)}
+    rows = [
+        (
+            "runs",
+            "seeds",
+            "epochs",
+            "split",
+            "last epoch (%)",
+            "best epoch (%)",
+            *more,
+            "train loss",
+            "minutes",
+        )
+    ]
+    for number, group in enumerate(groups):
         split = group.split
         done = [len(history.epochs) for history in group.histories]
         planned = group.histories[0].config.epochs
@@ -46,6 +69,7 @@ def comparison_table(groups: Sequence[RunGroup]) -> list[tuple[str, ...]]:
                 split or "-",
                 mean_and_spread(group.last_accuracies(split), 100) if split else "-",
                 mean_and_spread(group.best_accuracies(split), 100) if split else "-",
+                *(mean_and_spread(values[number], 100) for values in more.values()),
                 mean_and_spread(group.last_train_losses(), digits=4),
                 mean_and_spread([history.seconds / 60 for history in group.histories], digits=1),
             )

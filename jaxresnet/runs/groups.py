@@ -10,7 +10,13 @@ from jaxresnet.config.schema import Config, differing_settings
 from jaxresnet.errors import UserError
 from jaxresnet.machine.environment import Start
 from jaxresnet.plan import Plan
-from jaxresnet.runs.records import EpochRecord, best_epoch, evaluated_split
+from jaxresnet.runs.records import (
+    EpochRecord,
+    EvaluationRecord,
+    best_epoch,
+    evaluated_split,
+    read_evaluation,
+)
 from jaxresnet.runs.workdir import FREE_SETTINGS, Workdir
 
 
@@ -46,6 +52,14 @@ class History:
             return sum(seconds for seconds in by_start if seconds is not None)
         return sum(epoch.seconds for epoch in self.epochs)
 
+    def evaluation(self, *, average: bool = False) -> EvaluationRecord | None:
+        """The evaluation of the last epoch's checkpoint on the test split; None if there is none of this step.
+
+        With `average`, that of the average of the weights. Raises UserError if the file holds something else.
+        """
+        record = read_evaluation(self.workdir.evaluation_path("latest", average=average))
+        return record if record and self.epochs and record.step == self.epochs[-1].step else None
+
 
 @dataclass(frozen=True)
 class RunGroup:
@@ -69,6 +83,11 @@ class RunGroup:
         """The highest accuracy (0 to 1) of each run on a split. Runs without one are left out."""
         best = [best_epoch(history.epochs, split) for history in self.histories]
         return [accuracy for record in best if record and (accuracy := record.accuracy(split)) is not None]
+
+    def evaluated_accuracies(self, *, average: bool = False) -> list[float]:
+        """The test accuracy (0 to 1) in each run's evaluation. Runs without one (`History.evaluation`) are left out."""
+        found = [history.evaluation(average=average) for history in self.histories]
+        return [record.accuracy for record in found if record]
 
     def last_train_losses(self) -> list[float]:
         """The training loss of each run in its last epoch. Runs without a finished epoch are left out."""

@@ -83,7 +83,10 @@ def initial_plan(name: str) -> Plan | None:
 
     Raises UserError if there is no such network or it cannot be read.
     """
-    path = find_network(name)
+    try:
+        path = find_network(name)
+    except UserError as error:
+        raise UserError(f"init: {error}") from None
     if path.is_dir():
         return Workdir(path).require_plan()
     from jaxresnet.trained.weights import plan_in_file  # loads JAX

@@ -82,7 +82,7 @@ def test_a_weights_file_evaluates_like_the_run_it_comes_from(uninterrupted: Path
     trained = load_run(uninterrupted, mesh=mesh_of(4))
     file, output = tmp_path / "weights.safetensors", tmp_path / "evaluation.json"
     save_weights(file, trained.plan, trained.variables)
-    code, out, err = run_command("evaluate", "--weights", file, "--output", output)
+    code, out, err = run_command("evaluate", file, "--output", output)
     assert (code, err) == (0, "")
     assert out.startswith("checkpoint weights.safetensors\ntest accuracy ")
     record = json.loads(output.read_text())
@@ -97,7 +97,7 @@ def test_a_weights_file_evaluates_like_the_run_it_comes_from(uninterrupted: Path
 def test_evaluation_of_the_best_and_of_a_step(uninterrupted: Path):
     records = [json.loads(line) for line in (uninterrupted / "metrics.jsonl").read_text().splitlines()]
     best = max(records, key=lambda record: record["test_accuracy"])
-    code, out, _ = run_command("evaluate", "--workdir", uninterrupted, "--checkpoint", "best")
+    code, out, _ = run_command("evaluate", uninterrupted, "--checkpoint", "best")
     found = json.loads((uninterrupted / "evaluation_best.json").read_text())
     assert code == 0
     assert "chosen on the test split" in out
@@ -145,8 +145,27 @@ def test_help_is_answered_at_once(command: str):
         (["train", "--workdir", "{tmp}/run"], 2, "no run in"),
         (["evaluate", "--workdir", "{tmp}/none"], 1, "no run in"),
         (["evaluate"], 2, "--workdir"),
-        (["evaluate", "--weights", "a", "--checkpoint", "best"], 2, "--checkpoint: expected with --workdir"),
-        (["evaluate", "--workdir", "{tmp}", "--config", "digits"], 2, "--config: expected with --weights"),
+        (
+            ["evaluate", "--weights", "a", "--checkpoint", "best"],
+            2,
+            "--checkpoint: expected with the folder of a run",
+        ),
+        (
+            ["evaluate", "{tmp}", "--workdir", "{tmp}"],
+            2,
+            "expected NETWORK, --workdir or --weights, found two of them",
+        ),
+        (
+            ["evaluate", "{tmp}/x.safetensors"],
+            1,
+            "x.safetensors: expected the folder of a run",
+        ),
+        (["report"], 2, "expected the folder of a run, or of several, found none"),
+        (
+            ["evaluate", "--workdir", "{tmp}", "--config", "digits"],
+            2,
+            "--config: expected with a file of weights",
+        ),
         (["evaluate", "--workdir", "{tmp}", "--batch-size", "0"], 2, "expected at least 1, found 0"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -99,7 +99,7 @@ def test_a_command_does_what_the_readme_says(
     said = capsys.readouterr().out
     expected = {
         "evaluate": "written to runs/digits/evaluation_best.json",
-        "summary": "total parameters: 4,985,386",
+        "summary": "total parameters: 80,766",
         "report": "runs/digits/report/index.html",
         "predict": '"file": "scans/1/b.png"',
         "export": "digits.onnx",

@@ -1,5 +1,6 @@
 """A sweep as a user meets it, in fresh processes: interrupted, with a run that fails, and started again."""
 
+import io
 import json
 import os
 import shutil
@@ -42,6 +43,7 @@ def test_a_sweep_is_interrupted_fails_in_part_and_goes_on(tmp_path: Path, config
         time.sleep(0.02)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 143
+    assert "stopping: saving first; a second signal ends the run at once, unsaved\n" in err
     assert f"the sweep stopped in {workdir / 'plain' / 'seed3'}: interrupted: saved at step" in err
 
     # The second run's folder is somebody else's.
@@ -229,6 +231,7 @@ def test_a_sweep_that_is_stopped_as_its_run_ends_stops(
 
     class Ended:
         returncode = 0
+        stderr = io.StringIO()
 
         def __init__(self, *_: object, **__: object) -> None:
             self.terminated = 0
@@ -236,11 +239,10 @@ def test_a_sweep_that_is_stopped_as_its_run_ends_stops(
         def terminate(self) -> None:
             self.terminated += 1
 
-        def communicate(self, timeout: float | None = None) -> tuple[None, str]:
+        def wait(self) -> None:
             os.kill(os.getpid(), number)
             os.kill(os.getpid(), signal.SIGHUP)  # a terminal that closes does not insist
             assert self.terminated == 1
-            return None, ""
 
     monkeypatch.setattr("jaxresnet.engines.process.subprocess.Popen", Ended)
     with pytest.raises(Interrupted, match=f"the sweep stopped in {tmp_path}: this run is finished") as caught:

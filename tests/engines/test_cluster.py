@@ -54,6 +54,7 @@ class FakeRay:
 
     def __init__(self, outcome: Callable[[str], Any]):
         self.outcome, self.cancelled, self.submitted, self.options = outcome, set(), [], {}
+        self.folders: list[Path | None] = []
 
     def nodes(self) -> list[dict]:
         return NODES
@@ -62,8 +63,9 @@ class FakeRay:
         self.options = options
         return lambda _function: SimpleNamespace(remote=self.submit)
 
-    def submit(self, arguments: list[str], cores: int, log: Path) -> str:
+    def submit(self, arguments: list[str], cores: int, log: Path, folder: Path | None) -> str:
         self.submitted.append(arguments)
+        self.folders.append(folder)
         assert (cores, log.exists()) == (1, True)
         return Path(arguments[1]).name
 
@@ -103,6 +105,8 @@ def test_each_run_is_told_and_its_failure_kept(
     runs: dict[Path, Plan], with_ray: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):
     ray = with_ray({"seed0": (0, "a note"), "seed1": (1, "error: the disk is full")}.get)
+    begun = runs[tmp_path / "seed1"]
+    runs[tmp_path / "seed1"] = begun.with_config(begun.config.replace({"init": "runs/a"}))
     failed = tmp_path / "seed1"
     assert list(train_on_ray(runs, Wish())) == [{}, {failed: "the disk is full"}]
     first, note, _, *told = capsys.readouterr().out.splitlines()
@@ -111,6 +115,8 @@ def test_each_run_is_told_and_its_failure_kept(
     assert told == [f"[1/2] {tmp_path / 'seed0'}: done", f"[2/2] {failed}: failed: the disk is full"]
     assert ray.options == {"num_cpus": 1, "num_gpus": 0, "max_retries": 3, "retry_exceptions": [RunLost]}
     assert ray.submitted[0][:4] == ["--workdir", str(tmp_path / "seed0"), "--device", "cpu"]
+    assert ray.folders == [None, Path.cwd()]  # from which runs/a is to be found
+    assert "--init=runs/a" in ray.submitted[1]
 
 
 @pytest.mark.parametrize(

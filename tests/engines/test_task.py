@@ -7,8 +7,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import children_of
@@ -129,7 +131,11 @@ def test_a_stop_by_ray_which_sends_no_signal_reaches_the_run(tmp_path: Path):
 def test_only_a_run_that_was_ended_from_outside_starts_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: Ended, outcome: tuple[int, str] | None
 ):
-    monkeypatch.setattr(task, "supervise", lambda *_, **__: ended)
+    def supervise(*_: Any, tell: Callable[[str], object], **__: Any) -> Ended:
+        tell(ended.errors)
+        return ended
+
+    monkeypatch.setattr(task, "supervise", supervise)
     log = tmp_path / "seed0.log"
     log.write_text("before\n")
     arguments = ["--workdir", str(tmp_path / "seed0")]
@@ -145,6 +151,36 @@ def test_a_machine_without_the_folder_trains_nothing(tmp_path: Path):
     code, said = train_here(["--workdir", str(tmp_path / "a")], 1, tmp_path / "a.log")
     assert code == 1
     assert said.endswith("expected a --workdir that all machines share")
+    (tmp_path / "a.log").touch()
+    code, said = train_here(["--workdir", str(tmp_path / "a")], 1, tmp_path / "a.log", tmp_path / "home")
+    assert code == 1
+    assert said.startswith(f"{tmp_path / 'home'}, to which init is relative, is not on ")
+
+
+SPEAKING = """
+import os, sys
+print(os.getcwd(), file=sys.stderr, flush=True)
+sys.stdin.read()
+print("the end", file=sys.stderr)
+"""
+
+
+def test_what_a_run_says_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    reading, writing = os.pipe()
+    monkeypatch.setattr(sys, "stdin", reading)
+    told: list[str] = []
+
+    def tell(line: str) -> None:
+        told.append(line)
+        if len(told) == 1:
+            os.close(writing)  # only now does the run go on
+        raise BrokenPipeError
+
+    launcher = [sys.executable, "-c", f"import os; os.dup2({reading}, 0)\n{SPEAKING}"]
+    ended = supervise([], launcher=launcher, pass_fds=[reading], tell=tell, folder=tmp_path)
+    os.close(reading)
+    assert told == [f"{tmp_path}\n", "the end\n"]
+    assert ended == Ended(0, "".join(told), [])
 
 
 def test_a_start_waits_for_a_run_that_still_saves(tmp_path: Path):

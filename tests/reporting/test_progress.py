@@ -105,8 +105,8 @@ def test_the_commands_that_a_run_prints_can_be_pasted():
     evaluation = EvaluationRecord("latest", 7, "test", None, 1, 0.5, 1.0, {"a": 1.0}, [[1]])
     lines = closing_lines(plan_of(), Path("my runs/$x"), [RECORD], evaluation).splitlines()
     assert lines[2:] == [
-        "evaluate with: python -m jaxresnet.evaluate --workdir 'my runs/$x'",
-        "see it with: python -m jaxresnet.report --workdir 'my runs/$x'",
+        "evaluate with: python -m jaxresnet.evaluate 'my runs/$x'",
+        "see it with: python -m jaxresnet.report 'my runs/$x'",
     ]
 
 

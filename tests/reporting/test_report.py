@@ -60,7 +60,7 @@ class Addresses(HTMLParser):
 @pytest.fixture(scope="module")
 def page(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("page") / "report"
-    main(["--workdir", str(finished), "--output", str(output), "--device", "cpu"])
+    main([str(finished), "--output", str(output), "--device", "cpu"])
     return output / "index.html"
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -6,7 +7,7 @@ from helpers import plan_of
 from jaxresnet.config.schema import Config
 from jaxresnet.reporting.tables import as_markdown, comparison_table, mean_and_spread
 from jaxresnet.runs.groups import History, RunGroup
-from jaxresnet.runs.records import EpochRecord
+from jaxresnet.runs.records import EpochRecord, EvaluationRecord, write_evaluation
 from jaxresnet.runs.workdir import Workdir
 
 
@@ -39,6 +40,24 @@ def test_a_group_is_a_row_of_means_and_deviations(tiny_config: Config):
         "1.0 ± 0.0",
     )
     assert second == ("wide", "1", "1-1 of 2", "test", "90.00", "90.00", "1.0000", "0.5")
+
+
+def test_the_evaluations_have_columns_of_their_own(tmp_path: Path, tiny_config: Config):
+    """Where no epoch was evaluated on the test split, they alone tell the result."""
+    quiet = {"evaluation.split": "none"}
+    runs = [history(tiny_config, str(tmp_path / f"seed{n}"), [0.5, 0.5], seed=n, **quiet) for n in (0, 1)]
+    for n, run in enumerate(runs):
+        (tmp_path / f"seed{n}").mkdir()
+        run.epochs[:] = [dataclasses.replace(each, test_loss=None, test_accuracy=None) for each in run.epochs]
+        for average in (False, True):
+            record = EvaluationRecord(
+                "latest", 2 - (average and n), "test", None, 10, 1.0, 0.7 + n / 10, {"a": 0.7}, [[7]], average
+            )
+            write_evaluation(run.workdir.evaluation_path("latest", average=average), record)
+    header, row = comparison_table([RunGroup("quiet", runs)])
+    assert header[6:8] == ("test, last step (%)", "test, average (%)")
+    # The second run's average is of an earlier step.
+    assert row[3:8] == ("-", "-", "-", "75.00 ± 7.07", "70.00")
 
 
 def test_a_run_without_an_epoch_has_dashes(tiny_config: Config):

@@ -69,12 +69,18 @@ def read_published() -> list[Result]:
 
 
 def read_run(folder: Path) -> Result:
-    """The last step of a run. The epochs before it, of a run with whose weights it began, are counted as well."""
+    """The last step of a run.
+
+    The epochs of the run with whose weights it began, on the same data in the same batches, are counted as well. Raises
+    UserError if there is no evaluation, or it began with the weights of a file.
+    """
     workdir = Workdir(folder)
     plan, record, initial = workdir.require_plan(), workdir.evaluation(), workdir.initial_weights()
     if record is None:
         raise UserError(f"{folder}: expected evaluation.json, found none")
     steps = (record.step or 0) + ((initial.step or 0) if initial else 0)
+    if initial and initial.step is None:
+        raise UserError(f"{folder}: its epochs are not known, because its first weights were those of a file")
     views = (record.tta, 100 * record.tta_accuracy) if record.tta and record.tta_accuracy else None
     return Result(
         f"ours: {folder.name}",

@@ -121,7 +121,9 @@ def write_table(workdir: Path, output: Path) -> None:
     }
     # Of two or three differences alone a standard error would be a guess: all parts share one spread.
     variances = [
-        statistics.variance(each) for name, each in differences.items() if len(each) > 1 and name != "recipe"
+        statistics.variance(each)
+        for name, each in differences.items()
+        if len(each) > 1 and name not in ("recipe", "average")
     ]
     spread = statistics.mean(variances) ** 0.5 if variances else float("nan")
     rows = [("run", "changed", "seeds", "accuracy (%)", "difference", "standard error")]

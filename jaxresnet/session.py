@@ -1,5 +1,6 @@
 """The part of a run that one process does: train, evaluate, log and save, epoch by epoch, to the end or a stop."""
 
+import dataclasses
 import math
 import time
 from collections import deque
@@ -294,6 +295,7 @@ def evaluate_end(session: Session, state: TrainState, last: Evaluated | None) ->
     folder.require_in_place()
     if evaluated.average:
         of_average = evaluation_record(plan, evaluated.average, "latest", int(state.step), selected_on=None)
+        of_average = dataclasses.replace(of_average, average=True)
         write_evaluation(folder.evaluation_path("latest", average=True), of_average)
     write_evaluation(folder.evaluation_path("latest"), record)
     return record

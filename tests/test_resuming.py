@@ -132,6 +132,7 @@ def test_a_run_with_every_part_of_a_recipe_goes_on_bit_for_bit(
     assert (state.params["head"]["kernel"] != taken["params"]["head"]["kernel"]).all()
     of_average = read_evaluation(Workdir(workdir).evaluation_path("latest", average=True))
     assert of_average is not None
+    assert of_average.average
     assert (of_average.accuracy, of_average.loss) == (record.test_average_accuracy, record.test_average_loss)
     assert of_average.loss != record.test_loss
     loaded = load_run(workdir, average=True, mesh=mesh_of(1))

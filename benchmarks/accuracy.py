@@ -78,9 +78,9 @@ def read_run(folder: Path) -> Result:
     plan, record, initial = workdir.require_plan(), workdir.evaluation(), workdir.initial_weights()
     if record is None:
         raise UserError(f"{folder}: expected evaluation.json, found none")
-    steps = (record.step or 0) + ((initial.step or 0) if initial else 0)
     if initial and initial.step is None:
         raise UserError(f"{folder}: its epochs are not known, because its first weights were those of a file")
+    steps = (record.step or 0) + ((initial.step or 0) if initial else 0)
     views = (record.tta, 100 * record.tta_accuracy) if record.tta and record.tta_accuracy else None
     return Result(
         f"ours: {folder.name}",

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from jaxresnet.data.batches import train_batches
 from jaxresnet.data.sources import reopen_source
 from jaxresnet.data.splits import load_splits
-from jaxresnet.errors import run_command
+from jaxresnet.errors import UserError, run_command
 from jaxresnet.learning.learner import make_learner
 from jaxresnet.learning.state import Variables
 from jaxresnet.learning.step import preprocess
@@ -57,7 +57,11 @@ def main(argv: Sequence[str]) -> None:
 def compare(run: Path, batches: int, mesh: Mesh) -> dict[str, float]:
     """The accuracies (0 to 1) of the weights, of their average, and of the average with computed statistics."""
     raw, average = load_run(run, mesh=mesh), load_run(run, mesh=mesh, average=True)
-    config = raw.config
+    config = raw.config.replace({"resolution.sizes": (), "resolution.shares": ()})
+    if config.freeze_stages:
+        raise UserError(
+            f"{run}: expected a run without frozen stages, whose statistics are not of its batches"
+        )
     name = "validation" if config.data.validation_examples else "test"
     splits = load_splits(reopen_source(config), {"train", name}, config.data.validation_examples)
     images = [batch.image for batch in islice(train_batches(config, splits["train"]), batches)]

@@ -17,10 +17,11 @@ from typing import Any
 
 from jaxresnet.config.files import dump_config, find_config, load_config
 from jaxresnet.config.flags import to_arguments
-from jaxresnet.config.schema import Config
-from jaxresnet.errors import run_command
+from jaxresnet.config.schema import Config, differing_settings
+from jaxresnet.errors import UserError, run_command
 from jaxresnet.reporting.tables import as_markdown, mean_and_spread
 from jaxresnet.runs.files import write_json, write_whole
+from jaxresnet.runs.groups import NEUTRAL_SETTINGS
 from jaxresnet.runs.workdir import Workdir
 from jaxresnet.sweep import sweep
 
@@ -102,6 +103,9 @@ def last_accuracies(workdir: Path, name: str, split: str = "validation") -> dict
     found = {}
     for folder in filter(Path.is_dir, (workdir / name).glob("seed*")):
         records = Workdir(folder).epochs.read()
+        differing = differing_settings(make_config(name), Workdir(folder).require_config())
+        if wrong := [each for each in differing if not each.startswith(NEUTRAL_SETTINGS)]:
+            raise UserError(f"{folder}: expected the settings of {name}, found another {', '.join(wrong)}")
         accuracy = records[-1].accuracy(split) if len(records) == EPOCHS else None
         if accuracy is not None:
             found[int(folder.name.removeprefix("seed"))] = accuracy

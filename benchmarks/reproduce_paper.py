@@ -55,18 +55,21 @@ def main(argv: Sequence[str]) -> None:
     from jaxresnet.machine.workarounds import own_process
 
     own_process()
+    timer = None
     if args.minutes:
-        stop_after(60 * args.minutes)
+        timer = stop_after(60 * args.minutes)
     failed: dict[Path, str] = {}
     stopped = None
     try:
         run_all(args, precision, settings, failed)
     except Interrupted as error:
         stopped = error
+    if timer:
+        timer.cancel()
     collect(args.workdir, args.output)
+    write_summary(args.workdir, args.output)
     if not stopped and not failed:
         export_weights(args.workdir / precision, args.output, args.device)
-    write_summary(args.workdir, args.output)
     if stopped:
         raise stopped
     if failed:
@@ -90,7 +93,7 @@ def run_all(
             run([paper], args.seeds[:1], each, {**settings, "precision": each})
 
 
-def stop_after(seconds: float) -> None:
+def stop_after(seconds: float) -> threading.Timer:
     """Have this process receive SIGTERM then, which a sweep passes on to its run; else it ends the script here."""
 
     def interrupt(number: int, _frame: FrameType | None) -> None:
@@ -100,6 +103,7 @@ def stop_after(seconds: float) -> None:
     timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGTERM))
     timer.daemon = True
     timer.start()
+    return timer
 
 
 def runs_below(workdir: Path) -> list[Path]:
@@ -132,6 +136,8 @@ def export_weights(workdir: Path, output: Path, device: str) -> None:
     network = load_run(best, mesh=start_devices("cpu", 1))
     save_weights(file, network.plan, network.variables)
     command = [sys.executable, "-m", "jaxresnet.evaluate", "--weights", str(file), "--output", str(record)]
+    if network.config.data.dir:
+        command += ["--data.dir", network.config.data.dir]
     subprocess.run([*command, "--device", device], check=True)
     found = json.loads(record.read_text())["accuracy"]
     name, git = best.relative_to(workdir.parent), Workdir(best).starts.read()[0].git or {}

@@ -123,8 +123,11 @@ def frozen_notes(learner: Learner, template: TrainState) -> list[str]:
 
 
 def with_devices(plan: Plan, mesh: Mesh) -> Plan:
-    """The plan with the number of CPU devices filled in if it was automatic, so that the run's folder records it."""
-    if plan.config.cpu_devices or not on_cpu(mesh):
+    """The plan with the number of CPU devices that `mesh` has, so that the run's folder records it.
+
+    It may have another than was asked for: XLA_FLAGS can set it, too.
+    """
+    if not on_cpu(mesh):
         return plan
     return plan.with_config(plan.config.replace({"cpu_devices": mesh.devices.size}))
 

@@ -263,9 +263,7 @@ def wait_for_program(session: Session, epoch: int, state: TrainState, batch: Bat
     if train.ready(size):
         return 0.0
     session.reporter.message(f"waiting for the step on {size_text(size)} to be compiled")
-    if (
-        session.saving.peers.count > 1
-    ):  # a stop is agreed on between steps alone, as no other process may wait here
+    if session.saving.peers.count > 1:  # other processes may not wait here, and a stop needs all of them
         train.of(size)
     while not train.ready(size, 0.05):
         if session.saving.stop.requested:

@@ -42,6 +42,12 @@ class _Switch(argparse.Action):
         setattr(namespace, self.dest, not key.startswith("no-"))
 
 
+def _with_dashes(argument: str) -> str:
+    """A flag with dashes in its name; its value, and any other argument, as it is."""
+    flag, equals, value = argument.partition("=")
+    return flag.replace("_", "-") + equals + value if argument.startswith("--") else argument
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """argparse without abbreviations. An error is one line (UserError, exit code 2)."""
 
@@ -57,22 +63,20 @@ class ArgumentParser(argparse.ArgumentParser):
 
         Raises UserError (exit code 2) on a wrong flag. For an unknown one it names the nearest.
         """
-        argv = [
-            "=".join([part.replace("_", "-") if not i else part for i, part in enumerate(arg.split("=", 1))])
-            if arg.startswith("--")
-            else arg
-            for arg in argv
-        ]
+        flags_end = list(argv).index("--") if "--" in argv else len(argv)
+        argv = [*map(_with_dashes, argv[:flags_end]), *argv[flags_end:]]
         args, unknown = self.parse_known_intermixed_args(argv)  # files may follow flags that follow files
         if unknown:
-            near = self._nearest(unknown[0].split("=")[0])
+            first = next((each for each in unknown if each != "--"), "--")
+            near = self._nearest(first.split("=")[0])
             hint = f"; did you mean {near}?" if near else ""
-            before = argv[argv.index(unknown[0]) - 1]
-            action = self._option_string_actions.get(before)
+            position = argv.index(first)
+            action = self._option_string_actions.get(argv[position - 1]) if position else None
             if action is not None and action.nargs == 0:
-                opposite = next((each for each in action.option_strings if each != before), "")
-                hint = f"; {before} takes no value, its opposite is {opposite}"
-            self.error(f"unknown argument {unknown[0]}{hint}")
+                hint = f"; {argv[position - 1]} takes no value"
+                opposite = [flag for flag in action.option_strings if flag != argv[position - 1]]
+                hint += f", its opposite is {opposite[0]}" if isinstance(action, _Switch) else ""
+            self.error(f"unknown argument {first}{hint}")
         return args
 
     def _nearest(self, unknown: str) -> str | None:

@@ -150,7 +150,7 @@ def picture_size(path: Path) -> tuple[int, int]:
 
 def _plain(picture: Image.Image) -> Image.Image:
     """A picture in 8 bits without transparency. Raises ValueError if its pixel values have no known range."""
-    if picture.has_transparency_data:
+    if picture.has_transparency_data and not picture.mode.startswith("I"):
         return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
     if picture.mode == "F":
         raise ValueError("expected 8 or 16 bits a channel, found floating-point numbers")
@@ -159,4 +159,8 @@ def _plain(picture: Image.Image) -> Image.Image:
     values = np.asarray(picture.convert("I"))  # `convert` to 8 bits would cut them off at 255
     if values.min() < 0 or values.max() > _MOST_16_BITS:
         raise ValueError(f"expected 8 or 16 bits a channel, found values {values.min()} to {values.max()}")
-    return Image.fromarray(np.round(values * (255 / _MOST_16_BITS)).astype(np.uint8))
+    grey = np.round(values * (255 / _MOST_16_BITS)).astype(np.uint8)
+    transparent = picture.info.get("transparency")  # of a PNG, one value
+    return Image.fromarray(
+        grey if transparent is None else np.where(values == transparent, np.uint8(255), grey)
+    )

@@ -245,7 +245,9 @@ class _Driver:
             retry_exceptions=[RunLost],
         )(train_here)
         # `init` stays as it was given, because a run goes on with the same one only.
-        folder = Path.cwd() if plan.config.init else None
+        init = Path(plan.config.init)
+        relative = plan.config.init and init.exists() and not init.is_absolute()
+        folder = Path.cwd() if relative else None
         return task.remote(arguments, share.cpus, log_of(path).absolute(), folder)
 
     def _told(self, path: Path, problem: str) -> dict[Path, str]:

@@ -116,9 +116,8 @@ def _errors_of(process: "subprocess.Popen[str]", poll: float | None, tell: Calla
     def listen() -> None:
         for line in stderr:
             lines.append(line)
-            with contextlib.suppress(
-                OSError, ValueError
-            ):  # nobody reads it; the process must not wait for that
+            # If nobody reads it, the process must not wait for that.
+            with contextlib.suppress(OSError, ValueError):
                 tell(line)
 
     listening = threading.Thread(target=listen)

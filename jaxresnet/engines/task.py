@@ -36,10 +36,8 @@ def train_here(
     if not log.is_file():  # a machine that joined later than the sweep began
         return 1, f"{log} is not on {os.uname().nodename}: expected a --workdir that all machines share"
     if folder and not folder.is_dir():
-        return (
-            1,
-            f"{folder}, to which init is relative, is not on {os.uname().nodename}: name an absolute path",
-        )
+        missing = f"{folder}, to which init is relative, is not on {os.uname().nodename}"
+        return 1, f"{missing}: name an absolute path"
     wait_until_free(workdir)
     with log.open("a", encoding="utf-8", buffering=1) as output, cores_for_a_run(cores) as held:
         launcher = [sys.executable, "-m", "jaxresnet.engines.bound", str(os.getpid())]

@@ -19,6 +19,10 @@ from jaxresnet.runs.records import (
 )
 from jaxresnet.runs.workdir import FREE_SETTINGS, Workdir
 
+NEUTRAL_SETTINGS = ("seed", *(setting for setting in FREE_SETTINGS if setting != "epochs"))
+"""Settings, or beginnings of their names, in which runs of one kind may differ: the seed, where a run computes and when
+it saves."""
+
 
 @dataclass(frozen=True)
 class History:
@@ -118,14 +122,13 @@ def read_histories(workdirs: Sequence[Path], above: Path | None = None) -> list[
 def group_runs(histories: Sequence[History]) -> list[RunGroup]:
     """Group the runs whose configurations differ only in the seed. The groups are in the order of their first runs.
 
-    Settings that say where a run computes and when it saves are not compared; its number of epochs is.
+    Settings that say where a run computes and when it saves are not compared, either; its number of epochs is.
     """
-    neutral = ("seed", *(setting for setting in FREE_SETTINGS if setting != "epochs"))
     groups: list[list[History]] = []
     for history in histories:
         for group in groups:
             differing = differing_settings(group[0].config, history.config)
-            if all(name.startswith(neutral) for name in differing):
+            if all(name.startswith(NEUTRAL_SETTINGS) for name in differing):
                 group.append(history)
                 break
         else:

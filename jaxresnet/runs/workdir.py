@@ -195,6 +195,8 @@ class Workdir:
     def finished(self, epochs: int) -> EvaluationRecord | None:
         """The evaluation of the last step, if the run has trained for `epochs` epochs; None otherwise.
 
+        None also if the run keeps an average of its weights that was not evaluated.
+
         Raises UserError (exit code 2) if the run has trained for more, and UserError if it lacks an epoch's record.
         """
         evaluation, records = self.evaluation(), self.epochs.read()
@@ -207,6 +209,10 @@ class Workdir:
         trained = bool(records) and records[-1].epoch == epochs
         if not (trained and evaluation and evaluation.step == records[-1].step):
             return None
+        if self.require_config().optimizer.ema_decay:
+            average = read_evaluation(self.evaluation_path("latest", average=True))
+            if not (average and average.step == records[-1].step):
+                return None
         self.epochs.require(epochs)
         return evaluation
 

@@ -171,6 +171,9 @@ def test_epochs_alone_is_always_a_valid_override(path: Path, epochs: str):
         (["--learning-rat", "0.1"], "did you mean --optimizer.learning-rate?"),
         (["--model.conv-bias", "false"], "takes no value, its opposite is --model.no-conv-bias"),
         (["--model.no-conv-bias", "1"], "takes no value, its opposite is --model.conv-bias"),
+        (["stray", "--model.conv-bias"], "unknown argument stray (see"),
+        (["--model.conv-bias", "--", "a_b"], "unknown argument a_b (see"),
+        (["--", "--a_b"], "unknown argument --a_b (see"),
         (
             ["--optimizer.learning-rate", "nan"],
             "optimizer.learning_rate: expected a finite number, found 'nan'",

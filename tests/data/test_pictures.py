@@ -84,6 +84,13 @@ def test_every_mode_becomes_rgb(
     np.testing.assert_array_equal(read_picture(path, SHAPE), np.full(SHAPE, expected))
 
 
+def test_one_of_65536_greys_is_transparent(tmp_path: Path):
+    greys = np.repeat(np.array([0, 16_384, 40_000, 65_535], np.uint16), 16).reshape(4, 16)
+    path = saved(tmp_path / "a.png", Image.fromarray(greys), transparency=0)
+    found = read_picture(path, (4, 16, 1))[:, 8, 0]
+    assert found.tolist() == [255, 64, 156, 255]
+
+
 def test_grey_images_for_a_network_of_one_channel(tmp_path: Path):
     image = read_picture(saved(tmp_path / "a.png", Image.new("RGB", (9, 9), (255, 0, 0))), (4, 6, 1))
     np.testing.assert_array_equal(image, np.full((4, 6, 1), 76))  # 0.299 R, by ITU-R 601

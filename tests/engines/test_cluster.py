@@ -102,11 +102,17 @@ def raising(error: Exception) -> Any:
 
 
 def test_each_run_is_told_and_its_failure_kept(
-    runs: dict[Path, Plan], with_ray: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    runs: dict[Path, Plan],
+    with_ray: Any,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "trained" / "a").mkdir(parents=True)
     ray = with_ray({"seed0": (0, "a note"), "seed1": (1, "error: the disk is full")}.get)
     begun = runs[tmp_path / "seed1"]
-    runs[tmp_path / "seed1"] = begun.with_config(begun.config.replace({"init": "runs/a"}))
+    runs[tmp_path / "seed1"] = begun.with_config(begun.config.replace({"init": "trained/a"}))
     failed = tmp_path / "seed1"
     assert list(train_on_ray(runs, Wish())) == [{}, {failed: "the disk is full"}]
     first, note, _, *told = capsys.readouterr().out.splitlines()
@@ -115,8 +121,8 @@ def test_each_run_is_told_and_its_failure_kept(
     assert told == [f"[1/2] {tmp_path / 'seed0'}: done", f"[2/2] {failed}: failed: the disk is full"]
     assert ray.options == {"num_cpus": 1, "num_gpus": 0, "max_retries": 3, "retry_exceptions": [RunLost]}
     assert ray.submitted[0][:4] == ["--workdir", str(tmp_path / "seed0"), "--device", "cpu"]
-    assert ray.folders == [None, Path.cwd()]  # from which runs/a is to be found
-    assert "--init=runs/a" in ray.submitted[1]
+    assert ray.folders == [None, tmp_path]  # from which trained/a is to be found
+    assert "--init=trained/a" in ray.submitted[1]
 
 
 @pytest.mark.parametrize(

@@ -186,6 +186,8 @@ def test_dropout_depends_on_seed_and_step_alone(tiny_learner: Learner, digits: S
     again, other = step(state, batch)[1], step(state.replace(step=jnp.int32(1)), batch)[1]
     assert step(state, batch)[1].loss == again.loss
     assert step(state, batch)[1].loss != other.loss
+    seeded = jitted_train_step(make_learner(plan_of(tiny_learner.plan.config, {"seed": 1})))
+    assert seeded(state, batch)[1].loss != again.loss
 
 
 def test_the_step_is_traced_once_and_counts(tiny_learner: Learner, digits: Split):

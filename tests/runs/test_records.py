@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from helpers import largest_file, plan_of
 
+from jaxresnet.config.files import dump_config
+from jaxresnet.config.schema import Config
 from jaxresnet.errors import UserError
 from jaxresnet.runs.files import write_json
 from jaxresnet.runs.records import (
@@ -207,6 +209,7 @@ def test_an_evaluation_of_another_shape_is_named(tmp_path: Path, change: dict[st
 
 def test_a_run_is_finished_when_its_last_epoch_is_evaluated(tmp_path: Path):
     run = Workdir(tmp_path)
+    (tmp_path / "config.toml").write_text(dump_config(Config()))
     write_evaluation(run.evaluation_path("latest"), EVALUATION)
     assert run.finished(1) is None
     run.epochs.append(epoch(1))
@@ -214,6 +217,20 @@ def test_a_run_is_finished_when_its_last_epoch_is_evaluated(tmp_path: Path):
     run.epochs.append(epoch(2))
     assert run.finished(2) == EVALUATION
     assert run.finished(3) is None
+
+
+def test_a_run_with_an_average_is_finished_when_that_is_evaluated_too(tmp_path: Path):
+    run = Workdir(tmp_path)
+    (tmp_path / "config.toml").write_text(dump_config(Config().replace({"optimizer.ema_decay": 0.9})))
+    run.epochs.append(epoch(1))
+    run.epochs.append(epoch(2))
+    write_evaluation(run.evaluation_path("latest"), EVALUATION)
+    assert run.finished(2) is None
+    average = run.evaluation_path("latest", average=True)
+    write_evaluation(average, dataclasses.replace(EVALUATION, step=10))
+    assert run.finished(2) is None
+    write_evaluation(average, EVALUATION)
+    assert run.finished(2) == EVALUATION
 
 
 def test_the_best_epoch_is_the_later_of_equals():

@@ -2,9 +2,9 @@
 
     python benchmarks/accuracy.py results/paper results/fast16
 
-The arguments are folders of results: config.toml, dataset.json, evaluation.json, and run.json for a run that began with
-another one's weights. What others published is in results/accuracy/published.json, with its sources. Writes README.md
-and accuracy.png beside it.
+The arguments are folders of results: config.toml, evaluation.json, evaluation_best.json if it was made, and run.json
+for a run that began with another one's weights. What others published is in results/accuracy/published.json, with its
+sources. Writes README.md and accuracy.png beside it.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from jaxresnet.network.describe import describe
 from jaxresnet.reporting.figures.drawing import COLOURS, render
 from jaxresnet.reporting.tables import as_markdown
 from jaxresnet.runs.files import write_whole
+from jaxresnet.runs.records import read_evaluation
 from jaxresnet.runs.workdir import Workdir
 
 OUTPUT = Path(__file__).parent.parent / "results" / "accuracy"
@@ -81,10 +82,12 @@ def read_run(folder: Path) -> Result:
     if initial and initial.step is None:
         raise UserError(f"{folder}: its epochs are not known, because its first weights were those of a file")
     steps = (record.step or 0) + ((initial.step or 0) if initial else 0)
+    best = read_evaluation(workdir.evaluation_path("best"))
+    chosen = f"; best epoch {best.accuracy:.2%}, chosen on the {best.selected_on} set" if best else ""
     views = (record.tta, 100 * record.tta_accuracy) if record.tta and record.tta_accuracy else None
     return Result(
         f"ours: {folder.name}",
-        f"seed {plan.config.seed}, last step",
+        f"seed {plan.config.seed}, last step{chosen}",
         f"[results/{folder.name}](../{folder.name})",
         sum(layer.parameters for layer in describe(plan)),
         round(steps * plan.config.batch_size / plan.train_examples, 1),

@@ -17,7 +17,7 @@ from jaxresnet import session
 from jaxresnet.config.schema import Config
 from jaxresnet.data.batches import Batch
 from jaxresnet.errors import UserError
-from jaxresnet.fit import first_epoch, fit
+from jaxresnet.fit import first_epoch, fit, with_devices
 from jaxresnet.learning.metrics import Metrics
 from jaxresnet.learning.optimizer import learning_rate, make_rates
 from jaxresnet.learning.state import TrainState
@@ -235,3 +235,10 @@ def test_batches_are_sent_ahead_in_order():
     assert int(next(batches).image[0, 0, 0, 0]) == 0
     assert taken == [0, 1, 2]
     assert [int(batch.image[0, 0, 0, 0]) for batch in batches] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("asked", [0, 1, 2])
+def test_the_devices_that_a_run_has_are_recorded(asked: int):
+    """XLA_FLAGS may give it another number than was asked for."""
+    plan = plan_of(Config().replace({"data.name": "digits", "cpu_devices": asked}))
+    assert with_devices(plan, mesh_of(2)).config.cpu_devices == 2

@@ -4,12 +4,15 @@
     python benchmarks/recipe_parts.py table --output results/recipes
 
 The networks have a quarter of the paper's width and train for ten epochs of CIFAR-10. 5,000 training images are held
-out, and the accuracies are of these. `commands` prints the same runs as arguments of `python -m jaxresnet.train`, seed
-by seed, for who has a queue of his own. The table is of the runs that are done.
+out, and the accuracies are of these. `table` copies the configuration and the epochs of each run that is done to
+OUTPUT/runs, and makes the table of all that are there, so that it can grow by runs of several machines. `commands`
+prints the runs that are still missing there as arguments of `python -m jaxresnet.train`, seed by seed, for who has a
+queue of his own.
 """
 
 import argparse
 import shlex
+import shutil
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -74,11 +77,12 @@ def main(argv: Sequence[str]) -> None:
     elif args.action == "commands":
         for seed in args.seeds:
             for name in PARTS:
-                arguments = to_arguments(settings_of(name) | {"seed": seed})
-                print(f"{name}/seed{seed}", "--config", RECIPE, shlex.join(arguments))
+                if seed not in last_accuracies(args.output / "runs", name):
+                    arguments = to_arguments(settings_of(name) | {"seed": seed})
+                    print(f"{name}/seed{seed}", "--config", RECIPE, shlex.join(arguments))
     else:
-        args.output.mkdir(parents=True, exist_ok=True)
-        write_table(args.workdir, args.output)
+        keep_records(args.workdir, args.output / "runs")
+        write_table(args.output / "runs", args.output)
 
 
 def settings_of(name: str) -> dict[str, Any]:
@@ -112,6 +116,16 @@ def last_accuracies(workdir: Path, name: str, split: str = "validation") -> dict
     return dict(sorted(found.items()))
 
 
+def keep_records(workdir: Path, kept: Path) -> None:
+    """Copy to `kept` what the table needs of the runs in `workdir` that are done."""
+    for name in PARTS:
+        for seed in last_accuracies(workdir, name):
+            source, target = (folder / name / f"seed{seed}" for folder in (workdir, kept))
+            target.mkdir(parents=True, exist_ok=True)
+            for file in ("config.toml", "metrics.jsonl"):
+                shutil.copyfile(source / file, target / file)
+
+
 def write_table(workdir: Path, output: Path) -> None:
     """Write README.md and accuracies.json, and print the table."""
     changes = PARTS | {"average": AVERAGE}
@@ -142,7 +156,8 @@ def write_table(workdir: Path, output: Path) -> None:
 `configs/{RECIPE}.toml` at a quarter of the width for {EPOCHS} epochs of CIFAR-10, with one part changed. The accuracies
 are of {HELD_OUT:,} held-out training images after the last epoch, mean ± standard deviation over the seeds. The
 differences are to the recipe with the same seed, in points. Their standard error is from the spread that all parts
-share, {spread:.2f} points. Made by `python benchmarks/recipe_parts.py`.
+share, {spread:.2f} points. The runs' configurations and epochs are in [runs](runs). Made by `python
+benchmarks/recipe_parts.py`.
 
 {as_markdown(rows)}
 """

@@ -125,13 +125,15 @@ def draw(published: Sequence[Result], ours: Sequence[Result]) -> Figure:
             axis.plot(
                 abscissa(result), result.accuracy, color="#d62728", marker="*", markersize=13, linestyle=""
             )
-            axis.annotate(
-                result.name,
-                (abscissa(result), result.accuracy),
-                (8, -3),
-                textcoords="offset points",
-                fontsize=8,
-            )
+            # All have the same number of parameters: on the right their names would cover each other.
+            if axis is panels[0]:
+                axis.annotate(
+                    result.name,
+                    (abscissa(result), result.accuracy),
+                    (8, -3),
+                    textcoords="offset points",
+                    fontsize=8,
+                )
         axis.grid(alpha=0.6)
     left, right = panels
     left.set(xlabel="epochs", ylabel="test accuracy, one view (%)", xscale="log")

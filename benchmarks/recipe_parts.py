@@ -132,6 +132,8 @@ def write_table(workdir: Path, output: Path) -> None:
     accuracies = {name: last_accuracies(workdir, name) for name in PARTS}
     accuracies["average"] = last_accuracies(workdir, "recipe", "validation_average")
     recipe = accuracies["recipe"]
+    if not recipe:
+        raise UserError(f"{workdir}: expected a finished run of the recipe, found none; train it first")
     accuracies = {name: found for name, found in accuracies.items() if found.keys() & recipe.keys()}
     differences = {
         name: [100 * (found[seed] - recipe[seed]) for seed in found if seed in recipe]

@@ -158,8 +158,8 @@ def write_table(workdir: Path, output: Path) -> None:
 `configs/{RECIPE}.toml` at a quarter of the width for {EPOCHS} epochs of CIFAR-10, with one part changed. The accuracies
 are of {HELD_OUT:,} held-out training images after the last epoch, mean ± standard deviation over the seeds. The
 differences are to the recipe with the same seed, in points. Their standard error is from the spread that all parts
-share, {spread:.2f} points. The runs' configurations and epochs are in [runs](runs). Made by `python
-benchmarks/recipe_parts.py`.
+share, {spread:.2f} points. The recipe's own runs are in every difference, so the errors of the rows go together. The
+runs' configurations and epochs are in [runs](runs). Made by `python benchmarks/recipe_parts.py`.
 
 {as_markdown(rows)}
 """

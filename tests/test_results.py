@@ -1,0 +1,80 @@
+"""The tables under results/ are what the benchmarks make of the runs that are committed there."""
+
+import json
+from pathlib import Path
+
+import accuracy
+import pytest
+import recipe_parts
+
+from jaxresnet.config.files import dump_config
+from jaxresnet.errors import UserError
+from jaxresnet.runs.files import write_whole
+
+RESULTS = Path(__file__).parent.parent / "results"
+
+
+def make_run(folder: Path, name: str, accuracies: list[float], average: float | None = None) -> None:
+    folder.mkdir(parents=True)
+    write_whole(folder / "config.toml", dump_config(recipe_parts.make_config(name)))
+    lines = [
+        {
+            "epoch": epoch,
+            "step": 351 * epoch,
+            "learning_rate": 0.1,
+            "train_loss": 1.0,
+            "train_accuracy": 0.5,
+            "validation_accuracy": value,
+            "validation_average_accuracy": average,
+            "seconds": 1.0,
+            "images_per_second": 1.0,
+        }
+        for epoch, value in enumerate(accuracies, 1)
+    ]
+    write_whole(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_the_parts_of_a_recipe_are_compared_by_seed(tmp_path: Path):
+    """Differences of -1 and -5, and of 0 and 0: variances 8 and 0, a spread of 2, an error of 2 / sqrt(2)."""
+    runs, output = tmp_path / "runs", tmp_path / "results"
+    before = [0.1] * 9
+    make_run(runs / "recipe" / "seed0", "recipe", [*before, 0.80], average=0.82)
+    make_run(runs / "recipe" / "seed1", "recipe", [*before, 0.84], average=0.83)
+    make_run(runs / "dropout" / "seed0", "dropout", [*before, 0.79])
+    make_run(runs / "dropout" / "seed1", "dropout", [*before, 0.79])
+    make_run(runs / "cosine" / "seed0", "cosine", [*before, 0.80])
+    make_run(runs / "cosine" / "seed1", "cosine", [*before, 0.84])
+    make_run(runs / "mixup" / "seed0", "mixup", [*before, 0.81])
+    make_run(runs / "dirac" / "seed0", "dirac", before)  # not done
+
+    recipe_parts.main(["table", "--workdir", str(runs), "--output", str(output)])
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in (output / "README.md").read_text().splitlines()
+        if line.startswith("|")
+    ]
+    # The order of equals is that of PARTS.
+    assert rows[2:] == [
+        ["mixup", "cutout 0, mixup 0.2", "1", "81.00", "+1.00", "2.00"],
+        ["average", "ema_decay 0.998", "2", "82.50 ± 0.71", "+0.50", "1.41"],
+        ["recipe", "-", "2", "82.00 ± 2.83", "", ""],
+        ["cosine", "schedule cosine", "2", "82.00 ± 2.83", "+0.00", "1.41"],
+        ["dropout", "dropout_rate 0.1", "2", "79.00 ± 0.00", "-3.00", "1.41"],
+    ]
+    assert {path.parent.name for path in (output / "runs").glob("*/seed*")} == {
+        "recipe",
+        "dropout",
+        "cosine",
+        "mixup",
+    }
+
+
+def test_a_run_with_other_settings_is_refused(tmp_path: Path):
+    make_run(tmp_path / "dropout" / "seed0", "cosine", [0.5] * 10)
+    with pytest.raises(UserError, match=r"expected the settings of dropout, found another .*dropout_rate"):
+        recipe_parts.last_accuracies(tmp_path, "dropout")
+
+
+def test_the_table_of_accuracies_is_of_the_committed_runs():
+    runs = [accuracy.read_run(RESULTS / name) for name in ("paper", "paper_cooldown", "fast16")]
+    assert (RESULTS / "accuracy" / "README.md").read_text() == accuracy.page(accuracy.read_published(), runs)

@@ -60,6 +60,7 @@ def demo_command(args: argparse.Namespace) -> None:
     from jaxresnet.machine.workarounds import own_process
 
     own_process()
+    from jaxresnet.data.pictures import refuse_huge_pictures
     from jaxresnet.machine.cache import use_compilation_cache
     from jaxresnet.machine.devices import start_devices
     from jaxresnet.machine.signals import StopSignal
@@ -68,6 +69,7 @@ def demo_command(args: argparse.Namespace) -> None:
     from jaxresnet.web.page import Page, launch, load_gradio
     from jaxresnet.web.serving import find_place, serve
 
+    refuse_huge_pictures()
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     place = find_place(args.host, args.port)
     mesh = start_devices(args.device, 1)

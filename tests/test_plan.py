@@ -10,6 +10,7 @@ from jaxresnet.config.schema import Config
 from jaxresnet.data.sources.cifar10 import INFO
 from jaxresnet.errors import UserError
 from jaxresnet.plan import MAX_STEPS, resolve
+from jaxresnet.reporting.progress import schedule_notes
 
 
 def test_epochs_end_at_floored_multiples():
@@ -146,3 +147,16 @@ def test_another_configuration_of_a_plan_is_checked_too():
     assert (other.total_steps, other.info) == (390, plan.info)
     with pytest.raises(UserError, match="batch_size: expected at most the 50000"):
         plan.with_config(plan.config.replace({"batch_size": 50_001}))
+
+
+def test_a_warm_up_that_does_not_end_before_the_run_is_noted():
+    rising = {"optimizer.warmup": 0.1, "optimizer.schedule": "constant", "epochs": 20}
+    [note] = schedule_notes(plan_of(settings=rising), None)
+    assert note.startswith("note: the learning rate rises to step 7,812, to the end of the run or beyond")
+    assert schedule_notes(plan_of(settings=rising | {"epochs": 21}), None) == []
+    [note] = schedule_notes(plan_of(settings={"optimizer.warmup": 0.2}), None)
+    assert note.startswith("note: the learning rate rises to step 15,625, ")
+    assert (
+        schedule_notes(plan_of(settings={"optimizer.warmup": 0.2, "optimizer.schedule_epochs": 0}), None)
+        == []
+    )

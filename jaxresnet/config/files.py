@@ -100,6 +100,6 @@ def portable(config: Config) -> Config:
 
 
 def toml_value(value: Any) -> str:
-    """A setting's value, which is a bool, int, float, str or tuple of int, as TOML."""
+    """A setting's value, which is a bool, int, float, str or tuple of numbers, as TOML."""
     # For these types JSON's literals are also TOML's, except for one character that JSON does not escape.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -51,7 +51,8 @@ class ModelConfig(_Section):
     dropout_rate: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Probability of dropout in front of the average pooling; 0 switches it off."""
     initializer: Literal["pytorch", "he_normal"] = "pytorch"
-    """pytorch: uniform within +-1/sqrt(fan_in), biases too. he_normal: normal with variance 2/fan_out, biases 0."""
+    """pytorch: uniform within +-1/sqrt(fan_in), biases too. he_normal: normal with variance 2/fan_out, biases 0, for
+    the convolutions, and the head as with pytorch."""
     dirac: bool = False
     """Let the second convolution of every residual block begin as the identity: a Dirac kernel, and a bias of 0."""
 
@@ -131,7 +132,7 @@ class OptimizerConfig(_Section):
     """SGD with momentum, weight decay and a learning-rate schedule."""
 
     learning_rate: Annotated[float, Field(gt=0, le=1e30)] = 0.05
-    """Initial learning rate."""
+    """Highest learning rate: the first one, or with a warm-up the one that it rises to."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Decay of the momentum buffer per step."""
     nesterov: bool = False
@@ -147,7 +148,8 @@ class OptimizerConfig(_Section):
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
     """cosine: falls at every step from learning_rate to 0, along half a cosine wave. linear: along a straight line."""
     schedule_epochs: Count = 200
-    """Epochs until the rate reaches 0, where it stays. 0: as many as the run has."""
+    """Epochs until the rate reaches 0, where it stays; of a constant rate, those that `warmup` is a share of. 0: as
+    many as the run has."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the schedule in which the rate first rises along a straight line to learning_rate."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0

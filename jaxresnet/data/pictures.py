@@ -1,9 +1,9 @@
 """Pictures in files, of any format, size and mode that Pillow reads, as a network's uint8 images."""
 
+import contextlib
 import functools
 import glob
 import os
-import struct
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,15 +25,29 @@ image's along a side. Decoding is then several times as fast."""
 
 _MOST_16_BITS = 65_535
 
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns a picture upright, for each value of EXIF's orientation but 1, "upright"."""
+
 _TURNED = (5, 6, 7, 8)
-"""Values of EXIF's orientation, as cameras write it, that exchange height and width."""
+"""Values of EXIF's orientation that exchange height and width."""
 
 
 @functools.cache
 def _formats() -> list[str]:
-    """The formats that are read: all of Pillow's but EPS, for which it would start another program, Ghostscript."""
+    """The formats that are read: all of Pillow's but EPS and IPTC.
+
+    For EPS it would start another program, Ghostscript. IPTC holds a picture of any format, also of EPS.
+    """
     Image.init()
-    return [name for name in Image.ID if name != "EPS"]
+    return [name for name in Image.ID if name not in ("EPS", "IPTC")]
 
 
 def is_picture(path: Path) -> bool:
@@ -62,7 +76,7 @@ def named_pictures(name: str, unreadable: Callable[[OSError], None] | None = Non
 
     A file is itself, and a folder is what `find_pictures` finds in it. If there is neither, the name is a pattern as in
     a shell, with ** for folders of any depth: it means what its matches mean, in their order, each file once. Raises
-    UserError if that is nothing.
+    UserError if that is nothing, or the name is empty.
     """
 
     def files_of(place: str) -> list[str]:
@@ -70,6 +84,8 @@ def named_pictures(name: str, unreadable: Callable[[OSError], None] | None = Non
             return [place]
         return [str(path) for path in find_pictures(Path(place), unreadable)]
 
+    if not name:  # a shell's variable that is not set; as a path it would be the current folder
+        raise UserError("expected a picture, a folder or a pattern, found an empty name")
     if kind_of(Path(name)):  # also if it could be a pattern
         if found := files_of(name):
             return found
@@ -112,21 +128,10 @@ def decode_picture(
 ) -> np.ndarray:
     """The picture in an open file, which is called `name` in errors, as `read_picture` returns it."""
     height, width, channels = image_shape
-    try:
-        with Image.open(file, formats=_formats()) as picture:
-            side = _DRAFT * max(height, width)
-            picture.draft(None, (side, side))
-            plain = _plain(ImageOps.exif_transpose(picture)).convert("RGB" if channels == 3 else "L")
-    except Image.UnidentifiedImageError:
-        content = "another file" if file.seek(0, os.SEEK_END) else "an empty file"
-        raise UserError(
-            f"{name}: expected a picture in a format that Pillow reads, found {content}"
-        ) from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UserError(f"{name}: expected a picture of a usual size: {error}") from None
-    except (OSError, SyntaxError, ValueError, EOFError, RuntimeError, struct.error) as error:
-        # Pillow's plugins raise these for damaged files.
-        raise UserError(f"{name}: cannot read the picture: {error}") from None
+    with _opened(file, name) as picture:
+        side = _DRAFT * max(height, width)
+        picture.draft(None, (side, side))
+        plain = _plain(_upright(picture)).convert("RGB" if channels == 3 else "L")
     size, bicubic = (width, height), Image.Resampling.BICUBIC
     image = ImageOps.fit(plain, size, bicubic) if fit == "crop" else plain.resize(size, bicubic)
     return np.asarray(image).reshape(image_shape)
@@ -138,14 +143,55 @@ def picture_size(path: Path) -> tuple[int, int]:
     Raises UserError, which begins with the path, if it holds no picture.
     """
     try:
-        with os.fdopen(open_file(path, os.O_RDONLY, follow=True), "rb") as file, Image.open(file) as picture:
-            turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in _TURNED
+        with (
+            os.fdopen(open_file(path, os.O_RDONLY, follow=True), "rb") as file,
+            _opened(file, str(path)) as picture,
+        ):
             width, height = picture.size
-            return (width, height) if turned else (height, width)
+            # Pillow tells the size of a TIFF as it is turned, that of all others as it is stored.
+            return (
+                (width, height)
+                if picture.format != "TIFF" and _orientation(picture) in _TURNED
+                else (height, width)
+            )
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the picture: {error.strerror or error}") from None
+
+
+@contextlib.contextmanager
+def _opened(file: BinaryIO, name: str) -> Iterator[Image.Image]:
+    """The picture in an open file, which is called `name` in errors.
+
+    All that goes wrong in the context is raised as UserError: on damaged files, Pillow's plugins raise errors of many
+    types.
+    """
+    try:
+        with Image.open(file, formats=_formats()) as picture:
+            yield picture
+    except Image.UnidentifiedImageError:
+        content = "another file" if file.seek(0, os.SEEK_END) else "an empty file"
+        raise UserError(
+            f"{name}: expected a picture in a format that Pillow reads, found {content}"
+        ) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UserError(f"{path}: expected a picture of a usual size: {error}") from None
-    except (OSError, SyntaxError, ValueError, EOFError, RuntimeError, struct.error) as error:
-        raise UserError(f"{path}: cannot read the picture: {error}") from None
+        raise UserError(f"{name}: expected a picture of a usual size: {error}") from None
+    except Exception as error:
+        raise UserError(f"{name}: cannot read the picture: {error or type(error).__name__}") from None
+
+
+def _orientation(picture: Image.Image) -> int:
+    return picture.getexif().get(ExifTags.Base.Orientation, 1)
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """A picture turned as its EXIF data says.
+
+    Not ImageOps.exif_transpose, which writes all of the EXIF data anew: a value of a wrong type anywhere in it would
+    make a good picture unreadable.
+    """
+    picture.load()  # the data of a PNG may come after its pixels, and a TIFF is turned already
+    turn = _TURNS.get(_orientation(picture))
+    return picture if turn is None else picture.transpose(turn)
 
 
 def _plain(picture: Image.Image) -> Image.Image:

@@ -94,14 +94,19 @@ def _read_checked(source: Source, name: Literal["train", "test"]) -> Split:
 
 
 def _check_split(info: DatasetInfo, name: str, split: Split) -> None:
-    """Raise UserError unless the split is as `info` says. A label outside the classes would be trained as no class."""
+    """Raise UserError unless the split is as `info` says. A label outside the classes would be trained as no class.
+
+    A class may have no examples in it.
+    """
     images, labels = split
     examples = info.test_examples if name == "test" else info.train_examples
-    expected = f"uint8 images {(examples, *info.image_shape)} and labels 0 to {info.classes - 1}"
+    shape = (examples, *info.image_shape)
+    expected = f"uint8 images {shape} and labels 0 to {info.classes - 1}"
     found = f"{images.dtype} images {images.shape}"
     if len(labels):
         found += f" and labels {labels.min()} to {labels.max()}"
-    if found != expected:
+    outside = (labels < 0) | (labels >= info.classes)
+    if (images.dtype, images.shape) != (np.uint8, shape) or outside.any():
         raise UserError(
             f"the {name} split is not that of {info.name}: expected {expected}, found {found}; "
             "point TFDS_DATA_DIR or --data.dir to another folder"

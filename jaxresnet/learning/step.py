@@ -19,7 +19,7 @@ from jaxresnet.learning.losses import Loss
 from jaxresnet.learning.metrics import Metrics
 from jaxresnet.learning.optimizer import make_optimizer, moving_average
 from jaxresnet.learning.state import TrainState, Variables, dropout_key
-from jaxresnet.learning.targets import soft_targets, train_targets
+from jaxresnet.learning.targets import counted_labels, soft_targets, train_targets
 from jaxresnet.network.resnet import ResNet
 
 TrainStep = Callable[[Hyperparameters, TrainState, Batch], tuple[TrainState, Metrics]]
@@ -99,7 +99,7 @@ def make_train_step(learner: Learner) -> TrainStep:
         optimizer = make_optimizer(learner.plan, hyperparameters.rates)
         updates, opt_state = optimizer.update(gradients, state.opt_state, params)
         step = state.step + 1
-        metrics = state.metrics.add(logits, batch.label, losses, batch.mask)
+        metrics = state.metrics.add(logits, counted_labels(batch), losses, batch.mask)
         finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradients))
         metrics = _note_nonfinite(metrics, finite, step)
         params: Any = optax.apply_updates(params, updates)

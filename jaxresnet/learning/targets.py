@@ -1,6 +1,7 @@
 """Targets of training: class probabilities. Only this module makes them from the labels of a batch."""
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from jaxresnet.data.batches import Batch
@@ -27,3 +28,10 @@ def train_targets(batch: Batch, classes: int, smoothing: float = 0.0) -> jax.Arr
         share = batch.share[:, None]
         targets = share * targets + (1 - share) * soft_targets(batch.other, classes)
     return optax.smooth_labels(targets, smoothing) if smoothing else targets
+
+
+def counted_labels(batch: Batch) -> jax.Array:
+    """The labels int32 [B] by which training images count as classified correctly: of mixed ones the larger part's."""
+    if batch.other is None:
+        return batch.label
+    return jnp.where(batch.share < 0.5, batch.other, batch.label)

@@ -42,7 +42,7 @@ def _initializers(name: str, fan_in: int) -> tuple[Initializer, Initializer]:
             return jax.random.uniform(key, shape, dtype, -bound, bound)
 
         return kernel, bias
-    # He et al. 2015, arXiv:1502.01852, in the fan_out form that torchvision's ResNets use.
+    # He et al. 2015, arXiv:1502.01852, in the fan_out form that torchvision's ResNets use for their convolutions.
     return nn.initializers.variance_scaling(2.0, "fan_out", "normal"), nn.initializers.zeros_init()
 
 
@@ -101,8 +101,11 @@ class LayerFactory:
         )
 
     def dense(self, in_features: int, features: int, name: str) -> nn.Dense:
-        """A linear layer. It always has a bias, also without `conv_bias`."""
-        kernel_init, bias_init = _initializers(self.initializer, in_features)
+        """A linear layer, initialised as in PyTorch. It always has a bias, also without `conv_bias`.
+
+        He's variance of 2/fan_out would give the few outputs of a head a standard deviation of several units.
+        """
+        kernel_init, bias_init = _initializers("pytorch", in_features)
         return nn.Dense(
             features,
             kernel_init=kernel_init,

@@ -239,10 +239,22 @@ def input_gradient(
         if not taps.size:
             sizes = (shape[0], shape[1] // strides[0], shape[2] // strides[1], shape[3])
             return jnp.zeros(sizes, gradient.dtype)
-        return _plain(gradient, taps, (1, 1), (above_below, left_right), precision)
+        # With negative padding, XLA:CPU 0.10 reads outside of the array.
+        within = gradient[:, _cut(above_below, gradient.shape[1]), _cut(left_right, gradient.shape[2])]
+        padding = _at_least_0(above_below), _at_least_0(left_right)
+        return _plain(within, taps, (1, 1), padding, precision)
 
     rows = [jnp.stack([convolve(i, j) for j in range(strides[1])], 3) for i in range(strides[0])]
     return jnp.stack(rows, 2).reshape(shape)
+
+
+def _cut(padding: tuple[int, int], size: int) -> slice:
+    """What negative `padding` leaves of an axis of `size`."""
+    return slice(max(0, -padding[0]), size - max(0, -padding[1]))
+
+
+def _at_least_0(padding: tuple[int, int]) -> tuple[int, int]:
+    return max(0, padding[0]), max(0, padding[1])
 
 
 def kernel_gradient(

@@ -192,12 +192,17 @@ def size_notes(plan: Plan, saved: Config | None) -> list[str]:
 def schedule_notes(plan: Plan, saved: Config | None) -> list[str]:
     """Notes for the user if a schedule that falls now ends at another step than before, or ends before the run.
 
-    `saved` is the configuration that the run has had so far, or None if it has not begun.
+    Also if the warm-up does not end before the run. `saved` is the configuration that the run has had so far, or None
+    if it has not begun.
     """
-    config = plan.config
+    config, notes = plan.config, []
+    if plan.warmup_steps >= plan.total_steps:
+        notes.append(
+            f"note: the learning rate rises to step {plan.warmup_steps:,}, to the end of the run or beyond: "
+            "optimizer.warmup is a share of schedule_epochs"
+        )
     if config.optimizer.schedule == "constant":
-        return []
-    notes = []
+        return notes
     before = Plan(saved, plan.info).schedule_steps if saved else plan.schedule_steps
     if before != plan.schedule_steps:
         notes.append(

@@ -48,7 +48,8 @@ class EpochRecord:
     """An epoch's record, a line of metrics.jsonl.
 
     `epoch` is counted from 1. `step` is the number of steps taken at its end. Losses are means over the examples,
-    accuracies are fractions; those of a split are None if it was not evaluated. Those with "average" are of the average
+    accuracies are fractions; those of a split are None if it was not evaluated. Those of training are of the augmented
+    images; one that is mixed from two counts by the class of its larger part. Those with "average" are of the average
     of the weights, if the run keeps one. `learning_rate` is that of the epoch's last step. `seconds` and
     `images_per_second` do not include compilation and evaluation.
     """

@@ -21,6 +21,8 @@ def find_network(name: Path | str) -> Path:
     If both exist, the path wins. A folder that holds model.safetensors and no run means that file. Raises UserError if
     there is nothing of that name.
     """
+    if not str(name):  # as a path it would be the current folder
+        raise UserError("expected the name of a network, found an empty one")
     path, shipped = Path(name), shipped_weights()
     exported = path / EXPORTED_WEIGHTS
     if exported.is_file() and not (path / "config.toml").exists():

@@ -112,7 +112,7 @@ def facts_of(network: TrainedNetwork, record: EvaluationRecord | None) -> list[s
         f"sees {width}x{height} pixels{', grey' if channels == 1 else ''}",
     ]
     if record:
-        chosen = f"; chosen on the {record.selected_on} split" if record.selected_on else ""
+        chosen = f"; chosen on the {network.selected_on} split" if network.selected_on else ""
         interval = interval_of(record.accuracy, record.examples)
         facts.insert(0, f"test accuracy {record.accuracy:.2%} ({interval}{chosen})")
     return facts

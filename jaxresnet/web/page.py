@@ -18,7 +18,7 @@ BARS = 5
 """The number of classes that have a bar."""
 
 LARGEST_FILE = "20mb"
-"""The most that a browser may send as a picture. Pillow bounds the number of its pixels."""
+"""The most that a browser may send as a picture. `refuse_huge_pictures` bounds the number of its pixels."""
 
 KEPT_SECONDS = 600
 """How long pictures that were sent are kept at least; at most twice as long."""
@@ -152,8 +152,27 @@ def _inputs() -> tuple[Any, Any]:
     import gradio as gr  # pyright: ignore[reportMissingImports]
 
     picture = gr.Image(label="Picture", format="png", sources=["upload", "clipboard"], height=320, buttons=[])
+    _refuse_addresses(picture)
     choices = [("crop it", "crop"), ("squash it", "squash")]
     return picture, gr.Radio(choices, value="crop", label="If it is not square")
+
+
+def _refuse_addresses(component: Any) -> None:
+    """Refuse web addresses in place of a file for a component.
+
+    Gradio 6.31 would download what is there, of any size, before the page's own function is called.
+    """
+    import gradio as gr  # pyright: ignore[reportMissingImports]
+    from gradio_client.utils import is_http_url_like  # pyright: ignore[reportMissingImports]
+
+    keep = component.async_move_resource_to_block_cache
+
+    async def keep_file(path: str | Path | None) -> str | None:
+        if is_http_url_like(str(path)):
+            raise gr.Error("expected a picture that was sent, found an address", print_exception=False)
+        return await keep(path)
+
+    component.async_move_resource_to_block_cache = keep_file
 
 
 def _seen() -> Any:

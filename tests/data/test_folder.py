@@ -137,8 +137,8 @@ PROBLEMS: list[tuple[Callable[[Path], object], list[str]]] = [
     (
         lambda folder: picture(folder / "eel" / "1.png"),
         [
-            "expected training examples of each class beside the test split, found none of eel: add examples, or lower "
-            "data.test_share"
+            "expected training examples of each class beside the test split, found none of eel: add examples to "
+            "it; a lower data.test_share helps where a class has several"
         ],
     ),
     (

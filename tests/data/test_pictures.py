@@ -9,9 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
-from jaxresnet.data.pictures import find_pictures, named_pictures, read_picture, refuse_huge_pictures
+from jaxresnet.data.pictures import (
+    find_pictures,
+    named_pictures,
+    picture_size,
+    read_picture,
+    refuse_huge_pictures,
+)
 from jaxresnet.errors import UserError
 
 SHAPE = (8, 8, 3)
@@ -96,14 +102,25 @@ def test_grey_images_for_a_network_of_one_channel(tmp_path: Path):
     np.testing.assert_array_equal(image, np.full((4, 6, 1), 76))  # 0.299 R, by ITU-R 601
 
 
-def test_a_photograph_is_turned_as_its_camera_says(tmp_path: Path):
+TURNED = ["rgb.", "rgb.", "gr.b", ".bgr", "b.rg", "rbg.", "br.g", ".gbr", "g.rb"]
+"""For each of EXIF's orientations, the colours top left, top right, bottom left and bottom right; "." is black."""
+
+
+@pytest.mark.parametrize("orientation", range(9))
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tiff", "a.webp"])
+def test_a_photograph_is_turned_as_its_camera_says(tmp_path: Path, name: str, orientation: int):
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter, clockwise: left becomes top
-    image = red_left().resize((256, 128))
-    path = saved(tmp_path / "a.jpg", image, exif=exif, quality=95)
-    turned = read_picture(path, SHAPE, "squash")
-    assert turned[0, 4, 0] > 240
-    assert turned[7, 4, 2] > 240
+    exif[0x0112] = orientation
+    stored = np.zeros((32, 64, 3), np.uint8)
+    stored[:16, :16, 0] = stored[:16, -16:, 1] = stored[-16:, :16, 2] = 255
+    path = saved(tmp_path / name, Image.fromarray(stored), exif=exif)
+    assert picture_size(path) == ((64, 32) if orientation >= 5 else (32, 64))
+    image = read_picture(path, SHAPE, "squash")
+    corners = [image[y, x] for y in (0, 7) for x in (0, 7)]
+    assert (
+        "".join("rgb"[pixel.argmax()] if pixel.max() > 128 else "." for pixel in corners)
+        == TURNED[orientation]
+    )
 
 
 def test_a_large_jpeg_is_decoded_at_a_lower_size_and_looks_the_same(tmp_path: Path):
@@ -136,16 +153,55 @@ def test_a_command_refuses_a_picture_of_which_pillow_warns(tmp_path: Path):
             read_picture(path, SHAPE)
 
 
-def test_damaged_metadata_are_told_as_an_error_of_the_picture(tmp_path: Path):
-    """Pillow writes the EXIF data anew as it turns a picture, and fails with an error of Python's struct."""
+@pytest.mark.parametrize("tag", [b"\x01\x00", b"\x01\x1a", b"\x01\x28"])
+def test_damaged_metadata_do_no_harm_to_the_picture(tmp_path: Path, tag: bytes):
+    """A text where there should be a number: what was the description is now the width, resolution or its unit."""
     exif = Image.Exif()
     exif[0x0112], exif[0x010E] = 6, "text"
-    path = saved(tmp_path / "a.jpg", red_left(), exif=exif)
-    # A text where there should be a number: the tag of the description (0x010E) is now that of the width (0x0100).
+    path = saved(tmp_path / "a.jpg", red_left().resize((256, 128)), exif=exif, quality=95)
+    turned = read_picture(path, SHAPE, "squash")
     content = path.read_bytes()
-    path.write_bytes(content.replace(b"\x01\x0e\x00\x02", b"\x01\x00\x00\x02"))
-    with pytest.raises(UserError, match=f"{path}: cannot read the picture"):
-        read_picture(path, SHAPE)
+    assert content.count(b"\x01\x0e\x00\x02") == 1
+    path.write_bytes(content.replace(b"\x01\x0e\x00\x02", tag + b"\x00\x02"))
+    np.testing.assert_array_equal(read_picture(path, SHAPE, "squash"), turned)
+    assert turned[0, 4, 0] > 240
+
+
+def test_no_other_program_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Pillow has Ghostscript read EPS, also in a picture of another format that holds one: IPTC."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+    (tmp_path / "bin" / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    inner = saved(tmp_path / "a.eps", Image.new("RGB", (4, 4))).read_bytes()
+
+    def record(tag: bytes, content: bytes) -> bytes:
+        return b"\x1c" + tag + len(content).to_bytes(2, "big") + content
+
+    layers, width, height, compression = b"\x03\x3c", b"\x03\x14", b"\x03\x1e", b"\x03\x78"
+    (tmp_path / "photo.jpg").write_bytes(
+        record(layers, b"\x01\x00")
+        + record(width, b"\x00\x04")
+        + record(height, b"\x00\x04")
+        + record(compression, b"\x05")
+        + record(b"\x08\x0a", inner)
+        + record(b"\x09\x0a", b"\x00")
+    )
+    for path in (tmp_path / "a.eps", tmp_path / "photo.jpg"):
+        with pytest.raises(UserError, match="in a format that Pillow reads, found another file"):
+            read_picture(path, SHAPE)
+        with pytest.raises(UserError, match="in a format that Pillow reads, found another file"):
+            picture_size(path)
+    assert not (tmp_path / "started").exists()
+
+
+def test_any_error_of_pillow_is_one_of_the_picture(tmp_path: Path):
+    """Its plugins raise errors of many types; the one for QOI raises IndexError."""
+    whole = bytes([*b"qoif", 0, 0, 0, 8, 0, 0, 0, 8, 3, 0, 0xFE])
+    (tmp_path / "a.qoi").write_bytes(whole)
+    with pytest.raises(UserError, match=f"{tmp_path}/a.qoi: cannot read the picture: "):
+        read_picture(tmp_path / "a.qoi", SHAPE)
 
 
 def test_what_is_no_picture_is_told_by_name(tmp_path: Path):
@@ -214,6 +270,8 @@ def test_a_name_means_a_file_a_folder_or_a_pattern(tmp_path: Path, monkeypatch: 
         with pytest.raises(UserError, match=problem) as error:
             named_pictures(name)
         assert str(error.value).startswith(f"{name}: ")
+    with pytest.raises(UserError, match="found an empty name"):
+        named_pictures("")
 
 
 def test_a_folder_that_cannot_be_read_is_told_and_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

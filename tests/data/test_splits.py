@@ -42,6 +42,12 @@ def test_holdout_and_training_split_share_nothing_and_miss_nothing():
     np.testing.assert_array_equal(together["validation"].images, validation.images)
 
 
+def test_a_split_need_not_have_examples_of_each_class(monkeypatch: pytest.MonkeyPatch):
+    few = Split(np.zeros((1442, 32, 32, 3), np.uint8), np.arange(1442) % 3 + 4)
+    monkeypatch.setattr(Digits, "read", lambda self, split: few)
+    np.testing.assert_array_equal(load_split(DIGITS, "train").labels, few.labels)
+
+
 @pytest.mark.parametrize(
     ("images", "labels", "problem"),
     [

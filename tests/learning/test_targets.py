@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxresnet.data.batches import Batch
-from jaxresnet.learning.targets import soft_targets, train_targets
+from jaxresnet.learning.targets import counted_labels, soft_targets, train_targets
 
 
 def test_targets_are_certain_of_the_label():
@@ -35,3 +35,9 @@ def test_both_labels_of_a_mixed_image_have_their_share():
     np.testing.assert_array_equal(train_targets(MIXED, 4), [[0, 0, 0.75, 0.25], [1, 0, 0, 0]])
     smooth = train_targets(MIXED, 4, smoothing=0.2)
     np.testing.assert_allclose(smooth[0], [0.05, 0.05, 0.65, 0.25], rtol=1e-6)
+
+
+def test_mixed_images_count_by_their_larger_part():
+    labels = MIXED._replace(other=jnp.asarray([3, 1], jnp.int32))
+    assert counted_labels(labels).tolist() == [2, 1]  # shares of 0.75 and 0.25
+    assert counted_labels(PLAIN).tolist() == [2, 0]

@@ -13,7 +13,12 @@ from jax import lax
 
 from jaxresnet.network import cpu_convolution, winograd
 from jaxresnet.network.blocks import Convolution
-from jaxresnet.network.cpu_convolution import convolution_for, kernel_gradient, make_convolution
+from jaxresnet.network.cpu_convolution import (
+    convolution_for,
+    input_gradient,
+    kernel_gradient,
+    make_convolution,
+)
 
 HIGHEST = lax.Precision.HIGHEST
 CASES = {
@@ -22,6 +27,8 @@ CASES = {
     "7x7": (4, 16, 7, 1, 3),
     "1x1 stride 2": (4, 16, 1, 2, 0),
     "5x5 stride 3": (4, 12, 5, 3, 2),
+    "3x3 stride 4, where inputs at the border are seen by fewer outputs": (4, 16, 3, 4, 1),
+    "3x3 stride 4, and one output": (4, 4, 3, 4, 1),
     "2x2 stride 3, with inputs that no output sees": (4, 12, 2, 3, 0),
     "a map that the stride does not divide": (4, 9, 3, 2, 1),
     "several images in a product, and a batch that is no power of two": (12, 8, 3, 1, 1),
@@ -127,6 +134,22 @@ def test_sums_of_bfloat16_are_float32():
     assert found.dtype == jnp.bfloat16
     # half a unit in the last of bfloat16's eight places
     np.testing.assert_allclose(found.astype("f4"), exact[0], rtol=2**-8, atol=1e-3)
+
+
+@pytest.mark.parametrize("stride", [3, 4, 5])
+def test_large_strides_read_no_memory_outside(stride: int):
+    """XLA:CPU does so in float32, for at most 16 channels, if a convolution's padding is negative."""
+    random = np.random.default_rng(0)
+    size, images = 4 * stride, 48
+    inputs, weights, gradient = (
+        random.normal(size=shape).astype(np.float32)
+        for shape in ((images, size, size, 16), (3, 3, 16, 8), (images, 4, 4, 8))
+    )
+    convolve = reference(stride, 1)
+    [expected] = jax.vjp(lambda x: convolve(x, weights), inputs)[1](gradient)
+    ours = jax.jit(input_gradient, static_argnums=(2, 3, 4, 5))
+    found = ours(gradient, weights, inputs.shape, (stride, stride), ((1, 1), (1, 1)), HIGHEST)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("size", [8, 12, 16])

@@ -198,6 +198,8 @@ def test_he_normal_initialisation():
     kernel = np.asarray(params["stage0_block0"]["conv1"]["kernel"])
     assert abs(kernel.std() / (2 / (64 * 9)) ** 0.5 - 1) < 0.02
     assert not np.any(params["stem_conv"]["bias"])
+    head = initial_state(make_learner(plan_of(settings=ONE_STAGE))).params["head"]
+    jax.tree.map(np.testing.assert_array_equal, params["head"], head)
 
 
 def test_a_dirac_block_begins_as_its_first_convolution():

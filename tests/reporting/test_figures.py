@@ -1,5 +1,6 @@
 """What figures draw is what they are given; names in them are only names."""
 
+import dataclasses
 import io
 import json
 import os
@@ -37,6 +38,23 @@ LOSS = Curve("training", lambda record: record.train_loss)
 def made_up_group(name: str, losses: list[float], plan: Plan) -> RunGroup:
     epochs = [EpochRecord(n, n, 0.1, loss, 0.5, 1.0, 9.0) for n, loss in enumerate(losses, 1)]
     return RunGroup(name, [History(Workdir(Path(name)), name, plan, epochs, [])])
+
+
+def test_curves_of_many_groups_differ_and_each_has_a_name(tiny_plan: Plan):
+    """Also the one that was not evaluated, whose only line is that of training."""
+    test = Curve("test", lambda record: record.test_loss)
+    groups = [made_up_group(f"run {n}", [1.0 + n], tiny_plan) for n in range(20)]
+    for group in groups[1:]:
+        group.histories[0].epochs[:] = [
+            dataclasses.replace(e, test_loss=2.0) for e in group.histories[0].epochs
+        ]
+    axis = curves(groups, [LOSS, test], "loss").axes[0]
+    legend = axis.get_legend()
+    assert legend
+    assert [text.get_text() for text in legend.get_texts()] == [group.name for group in groups]
+    handles = [line for line in axis.lines if line.get_linestyle() == "-"]
+    assert len(handles) == 19
+    assert len({(line.get_color(), line.get_marker()) for line in handles}) == 19
 
 
 def test_curves_draw_the_files_values(finished: Path):

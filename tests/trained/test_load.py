@@ -160,6 +160,8 @@ def test_a_network_that_is_not_there_is_told(
     ):
         load_network("runs/x")
     monkeypatch.setattr(shipped, "_PRETRAINED", tmp_path)
+    with pytest.raises(UserError, match="expected the name of a network, found an empty one"):
+        load_network("")
     with pytest.raises(UserError, match=r"no network papr: .* one of the shipped networks: weights"):
         load_network("papr")
     with pytest.raises(

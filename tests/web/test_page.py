@@ -85,7 +85,11 @@ def test_a_port_is_a_number_that_there_is():
 
 
 def test_programs_get_the_same_numbers_also_at_once(
-    visit: Visit, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    visit: Visit,
+    finished: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ):
     network = load_run(finished, "latest", mesh_of(1))
     paths = [tmp_path / f"{number}.png" for number in range(4)]
@@ -94,8 +98,17 @@ def test_programs_get_the_same_numbers_also_at_once(
         Image.fromarray(pixels).save(path)
     (tmp_path / "broken.png").write_bytes(paths[0].read_bytes()[:500])
 
+    fetched = []
+
+    async def fetch(url: str, **_: object) -> str:
+        fetched.append(url)
+        return str(paths[0])
+
     def ask(address: str) -> tuple[list[Any], Any, Any]:
+        from gradio import processing_utils  # pyright: ignore[reportMissingImports]
         from gradio_client import Client, handle_file  # pyright: ignore[reportMissingImports]
+
+        monkeypatch.setattr(processing_utils, "async_ssrf_protected_download", fetch)
 
         client = Client(address, verbose=False, analytics_enabled=False, download_files=False)
 
@@ -105,6 +118,10 @@ def test_programs_get_the_same_numbers_also_at_once(
         with ThreadPoolExecutor() as pool:
             found = list(pool.map(predict, paths))
         not_sent = client.predict({"path": str(paths[0])}, "crop", api_name="/predict")
+        for scheme in ("http", "https"):
+            elsewhere = {"path": f"{scheme}://example.com/a.png", "meta": {"_type": "gradio.FileData"}}
+            with pytest.raises(Exception, match="found an address"):
+                client.predict(elsewhere, "crop", api_name="/predict")
         return found, predict(tmp_path / "broken.png"), not_sent
 
     found, of_broken, of_not_sent = visit(finished, ask)
@@ -116,6 +133,7 @@ def test_programs_get_the_same_numbers_also_at_once(
         np.testing.assert_allclose([share for _, share in told], [share for _, share in best], rtol=1e-4)
         assert seen["path"].endswith(".png")
     assert of_broken == of_not_sent == ({}, None)
+    assert fetched == []
     out, err = capsys.readouterr()
     assert out.startswith("run, test accuracy ")
     assert "parameters, 10 classes of digits, sees 32x32 pixels: http://127.0.0.1:78" in out

@@ -10,7 +10,8 @@ from jaxresnet.data.augment.draws import shape_of, uniforms, whole
 
 GREY = 128
 """What covers an image. It is near the mean of CIFAR-10's channels (125, 123 and 114), so after the normalisation near
-0, as in both papers. Black would be two standard deviations from it, and move BatchNorm's statistics."""
+0, as in Cutout's paper and in the code of Random Erasing's authors, whose paper prefers random values. Black would be
+two standard deviations from it, and move BatchNorm's statistics."""
 AREAS = (0.02, 0.33)
 """The smallest and the largest area that Random Erasing covers, as parts of the image."""
 ASPECT_RATIOS = (0.3, 3.3)

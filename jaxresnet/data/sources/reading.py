@@ -190,7 +190,7 @@ def test_positions(labels: np.ndarray, share: float, class_names: Sequence[str])
     if missing := [name for name, count in zip(class_names, left, strict=True) if not count]:
         raise UserError(
             f"expected training examples of each class beside the test split, found none of {listed(missing)}: add "
-            "examples, or lower data.test_share"
+            "examples to it; a lower data.test_share helps where a class has several"
         )
     return chosen
 

@@ -40,19 +40,22 @@ def curves(
     Dotted vertical lines are drawn at the `marks`, in epochs.
 
     A group of several runs is drawn as their mean, in a band from the lowest value to the highest. For one group, each
-    curve has its own colour. For several, each group has its own colour, and the first curve of several is dashed.
+    curve has its own colour. For several, each group has its own colour, or colour and marker if they are many, and the
+    first curve of several is dashed.
     """
     figure = Figure(figsize=(4.8, 3.6))
     axis = figure.subplots()
     several = len(groups) > 1
     entries: list[tuple[Line2D, str]] = []
     for number, group in enumerate(groups):
+        lines = []
         for position, curve in enumerate(drawn):
             dashed = several and len(drawn) > 1 and position == 0
-            colour = COLOURS[(number if several else position) % len(COLOURS)]
-            line = _draw_curve(axis, _values_by_epoch(group, curve, scale), colour, "--" if dashed else "-")
-            if line and not dashed:
-                entries.append((line, one_line(group.name if several else curve.name, _LONGEST_NAME)))
+            look = _Look.of(number if several else position, dashed=dashed)
+            if line := _draw_curve(axis, _values_by_epoch(group, curve, scale), look):
+                lines.append((line, one_line(group.name if several else curve.name, _LONGEST_NAME)))
+        # Of several groups each has one name, beside its solid line if it has one.
+        entries += lines[-1:] if several else lines
     _fit_axes(axis, logarithmic="loss" in ylabel, from_zero=from_zero)
     for mark in marks:
         axis.axvline(mark, color="0.4", linestyle=":", linewidth=1.2)
@@ -61,6 +64,21 @@ def curves(
         # Given one by one, because matplotlib itself would leave out a name that begins with an underscore.
         axis.legend([line for line, _ in entries], [name for _, name in entries], fontsize=8)
     return figure
+
+
+@dataclass(frozen=True)
+class _Look:
+    """How a line is drawn. `marker` is None for small points, and only where there are few."""
+
+    colour: str
+    linestyle: str
+    marker: str | None
+
+    @classmethod
+    def of(cls, number: int, *, dashed: bool) -> "_Look":
+        """The look of one of several lines, by its number from 0. Up to 48 differ."""
+        again, colour = divmod(number, len(COLOURS))
+        return cls(COLOURS[colour], "--" if dashed else "-", [None, *"s^Dv*"][again % 6])
 
 
 def _values_by_epoch(group: RunGroup, curve: Curve, scale: float) -> dict[int, list[float]]:
@@ -73,7 +91,7 @@ def _values_by_epoch(group: RunGroup, curve: Curve, scale: float) -> dict[int, l
     return dict(sorted(values.items()))
 
 
-def _draw_curve(axis: Axes, values: dict[int, list[float]], colour: str, linestyle: str) -> Line2D | None:
+def _draw_curve(axis: Axes, values: dict[int, list[float]], look: _Look) -> Line2D | None:
     """Draw the mean by epoch as a line, and the band of all values if an epoch has several. None without values."""
     if not values:
         return None
@@ -81,15 +99,16 @@ def _draw_curve(axis: Axes, values: dict[int, list[float]], colour: str, linesty
     [line] = axis.plot(
         epochs,
         [sum(each) / len(each) for each in values.values()],
-        color=colour,
-        linestyle=linestyle,
+        color=look.colour,
+        linestyle=look.linestyle,
         linewidth=1.8,
-        marker="o" if len(epochs) <= 15 else None,
-        markersize=3.5 if len(epochs) > 1 else 7,
+        marker=look.marker or ("o" if len(epochs) <= 15 else None),
+        markersize=7 if len(epochs) == 1 else 5 if look.marker else 3.5,
+        markevery=-(-len(epochs) // 15),
     )
     if any(len(each) > 1 for each in values.values()):
         low, high = [min(each) for each in values.values()], [max(each) for each in values.values()]
-        axis.fill_between(epochs, low, high, color=colour, alpha=0.18, linewidth=0)
+        axis.fill_between(epochs, low, high, color=look.colour, alpha=0.18, linewidth=0)
     return line
 
 

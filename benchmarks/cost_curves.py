@@ -127,7 +127,7 @@ def measure_apart(point: str, seconds: float) -> dict[str, float]:
     return json.loads(process.stdout.splitlines()[-1])
 
 
-def epochs_of_a_run(workdir: Path) -> list[dict[str, float]]:
+def epochs_of_a_run(workdir: Path) -> list[dict[str, float | None]]:
     """Images per second and resident memory of each epoch of the digits, as it ends."""
     command = [sys.executable, "-m", "jaxresnet.train", "--config", "digits", "--device", "cpu"]
     resident: list[float] = []

@@ -184,7 +184,7 @@ def row(group: RunGroup) -> tuple[str, ...]:
     """A group's row of the table, under COLUMNS."""
     starts = [history.workdir.starts.read() for history in group.histories]
     whole = [entries[0] for entries in starts if len(entries) == 1 and entries[0].seconds is not None]
-    rates = [record.images_per_second for history in group.histories for record in history.epochs]
+    epochs = [record for history in group.histories for record in history.epochs]
 
     def median(values: Sequence[float | None], scale: float = 1.0) -> str:
         known = [value / scale for value in values if value is not None]
@@ -196,7 +196,7 @@ def row(group: RunGroup) -> tuple[str, ...]:
         "/".join(sorted({str(len(history.epochs)) for history in group.histories})),
         mean_and_spread(group.best_accuracies("test"), 100),
         mean_and_spread(group.last_accuracies("test"), 100),
-        f"{statistics.median(rates):,.0f}",
+        median([record.images_per_second for record in epochs]),
         median([start.compile_seconds for start in whole]),
         median([start.seconds for start in whole]),
         median([start.peak_device_bytes for start in whole], 2**20),

@@ -26,7 +26,7 @@ from jaxresnet.config.flags import (
 )
 from jaxresnet.config.schema import setting_values
 from jaxresnet.data.sources import reopen_source
-from jaxresnet.errors import UserError, printable, run_command
+from jaxresnet.errors import UserError, printable, run_command, tell
 from jaxresnet.machine.hosts import find_peers
 from jaxresnet.machine.hosts.launch import read_launch
 from jaxresnet.machine.hosts.peers import Peers
@@ -36,7 +36,7 @@ from jaxresnet.plan import Plan, load_plan
 from jaxresnet.trained.shipped import find_network
 
 if TYPE_CHECKING:
-    from jaxresnet.data.splits import Split
+    from jaxresnet.data.splits import Source, Split
     from jaxresnet.runs.records import EvaluationRecord
     from jaxresnet.trained.load import TrainedNetwork
 
@@ -156,6 +156,12 @@ def evaluate_command(args: argparse.Namespace, plan: Plan | None, peers: Peers) 
     network, output = load_chosen(args, plan)
     source = reopen_source(network.config, args.data_dir)
     split = peers.in_turn(lambda: load_split(source, "test", expected=network.info))
+    if output is not None and output != args.output and (news := changed_data(network, source, peers)):
+        if peers.first:
+            tell(
+                f"note: not the data of the training ({news}): {output.name} stays as it is; --output names a file"
+            )
+        output = None
     batch_size = args.batch_size or network.config.batch_size
     if peers.count > 1:
         require_same_network(peers, network, split)
@@ -191,6 +197,19 @@ def load_chosen(args: argparse.Namespace, plan: Plan | None) -> "tuple[TrainedNe
     checkpoint = args.checkpoint or "latest"
     network = load_run(args.workdir, checkpoint, average=args.average)
     return network, args.output or Workdir(args.workdir).evaluation_path(checkpoint, average=args.average)
+
+
+def changed_data(network: "TrainedNetwork", source: "Source", peers: Peers) -> str:
+    """What has changed in the data set since the network was trained on it, in words; empty if nothing has.
+
+    A network can be evaluated on other images of the same classes, but that is not the result of its run.
+    """
+    from jaxresnet.data.info import changes
+
+    if not network.info.digest:  # known in advance, and so checked as it is read
+        return ""
+    now = peers.in_turn(lambda: source.info)
+    return "" if now == network.info else changes(network.info, now)
 
 
 def require_same_network(peers: Peers, network: "TrainedNetwork", split: "Split") -> None:

@@ -63,6 +63,7 @@ def fit(
     also written to evaluation.json. If the run is finished already, only its result is printed and returned; the data
     is not needed. Raises UserError if the user can fix the problem, and Interrupted on a request to stop, after saving.
     """
+    began = time.monotonic()
     folder, stop, peers = Workdir(workdir), stop or Stop(), peers or Peers()
     source = source or open_source(config.data)
     plan = resolve(config, folder.facts(config) or source.outline)
@@ -96,7 +97,11 @@ def fit(
         folder = folder if peers.first else UnwrittenWorkdir(workdir)
         with folder.open(plan, begins), out_of_memory_told(config.batch_size, mesh):
             stop.run(lambda: check_same_place(peers, splits, folder.path), "meeting the other processes")
-            evaluation = run_to_end(learner, template, folder, mesh, splits, compiling, stop, initial, peers)
+            environment = describe_environment(mesh, plan.config.precision, ["python", *sys.orig_argv[1:]])
+            with folder.starts.recorded(environment, began, lambda: peak_device_bytes(mesh)):
+                evaluation = run_to_end(
+                    learner, template, folder, mesh, splits, compiling, stop, initial, peers
+                )
     say(closing_lines(plan, folder.path, folder.epochs.read(), evaluation))
     return evaluation
 
@@ -177,9 +182,7 @@ def run_to_end(
 
     `initial` is called if the run begins, and its setting `init` names other weights than random ones.
     """
-    plan = learner.plan
-    config, began = plan.config, time.monotonic()
-    folder.starts.add(describe_environment(mesh, config.precision, ["python", *sys.orig_argv[1:]]))
+    plan, config = learner.plan, learner.plan.config
     with open_checkpoints(folder, config) as checkpoints:
         state = stop.run(
             lambda: peers.begin(
@@ -208,11 +211,7 @@ def run_to_end(
             for epoch in range(first_epoch(plan, state), config.epochs):
                 state, last_evaluation = session.run_epoch(epoch, state, batches)
         checkpoints.wait()
-        evaluation = evaluate_end(session, state, last_evaluation)
-    folder.starts.extend(
-        seconds=round(time.monotonic() - began, 1), peak_device_bytes=peak_device_bytes(mesh)
-    )
-    return evaluation
+        return evaluate_end(session, state, last_evaluation)
 
 
 def open_checkpoints(folder: Workdir, config: Config) -> Checkpoints:

@@ -171,10 +171,11 @@ class Session:
 
     def train(
         self, epoch: int, state: TrainState, batches: Iterator[Batch]
-    ) -> tuple[TrainState, float, float]:
+    ) -> tuple[TrainState, float, float | None]:
         """Train to the end of the epoch.
 
-        Returns the state there, the seconds this process took for its part of the epoch, and its images per second.
+        Returns the state there, the seconds this process took for its part of the epoch, and its images per second,
+        None if no step was left.
         """
         plan, config, first = self.learner.plan, self.learner.plan.config, int(state.step)
         end, phases = plan.end_step(epoch + 1), plan.phases
@@ -205,7 +206,7 @@ class Session:
         jax.block_until_ready(state)
         self.saving.folder.starts.add_train_seconds(time.monotonic() - noted)
         seconds, images = time.monotonic() - began, (end - first) * config.batch_size
-        return state, round(seconds, 3), round(images / seconds if images else 0.0, 1)
+        return state, round(seconds, 3), round(images / seconds, 1) if images else None
 
     def report(self, epoch: int, first: int, step: int, metrics: Metrics, seconds: float) -> None:
         """Show the epoch's metrics after `step`; this process has trained for `seconds` since the step `first`.

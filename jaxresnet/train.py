@@ -56,8 +56,9 @@ def main(argv: Sequence[str]) -> None:
 
 def train_command(args: argparse.Namespace, peers: Peers) -> None:
     """Train as the parsed arguments say, together with `peers`."""
+    own = None
     if args.config is None and args.workdir is not None:
-        args.config = own_config(args.workdir, setting_arguments(args))
+        args.config = own = own_config(args.workdir, setting_arguments(args))
     config = config_from_arguments(args)
     require_address_space(3)
     own_process()
@@ -80,7 +81,11 @@ def train_command(args: argparse.Namespace, peers: Peers) -> None:
     notice = "stopping: saving first; a second signal ends the run at once, unsaved"
     with StopSignal(notice if peers.first else "") as stop:
         if folder.finished(config.epochs) is None:
-            cpu_devices = peers.told(chosen_cpu_devices(config, folder.config(), peers.count))
+            # In the run's own configuration, their number is not a wish but a record.
+            asked = config if own is None or "cpu_devices" in setting_arguments(args) else None
+            cpu_devices = peers.told(
+                chosen_cpu_devices(asked or config.replace({"cpu_devices": 0}), folder.config(), peers.count)
+            )
             mesh = start_devices(args.device, cpu_devices // peers.count)
             use_compilation_cache()
         fit(config, folder.path, mesh, stop, source, peers)

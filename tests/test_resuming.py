@@ -79,6 +79,9 @@ def test_stopping_and_going_on_changes_no_bit(
     assert f"resuming at step {saved}" in capsys.readouterr().out
     assert_same_run(workdir, finished, short_config)
     assert_time_of_both_starts(workdir)
+    # Where nothing was left to train in an epoch, no rate is recorded.
+    known = [record.images_per_second is not None for record in Workdir(workdir).epochs.read()]
+    assert known == ([True, True] if method == "train" else [call != 1, call != 2])
 
 
 EVERY_PART: dict[str, Any] = {
@@ -159,6 +162,14 @@ def assert_time_of_both_starts(workdir: Path) -> None:
     by_epoch = sum(epoch.seconds for epoch in history.epochs)
     assert history.seconds >= by_epoch - 0.1
     assert replace(history, starts=[]).seconds == by_epoch  # as of version 0.1
+    untrained = [replace(start, train_seconds=None) for start in history.starts]
+    assert replace(history, starts=[*history.starts, untrained[0]]).seconds == history.seconds
+    assert replace(history, starts=untrained).seconds == by_epoch
+    for start in history.starts:  # also of the one that was stopped
+        assert start.seconds is not None
+        assert start.compile_seconds is not None
+        assert start.train_seconds is not None
+        assert start.seconds >= start.compile_seconds + start.train_seconds - 0.2
 
 
 def test_a_crash_between_the_line_and_the_checkpoint_doubles_no_epoch(

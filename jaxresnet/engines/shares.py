@@ -60,7 +60,8 @@ def share_of(wish: Wish, nodes: Sequence[Mapping[str, float]]) -> Share:
     if wish.device == "cuda" and not gpus:
         raise UserError("--device cuda: expected a node with a GPU, Ray finds none; use --device cpu")
     if cpus is None:
-        parts = [node["CPU"] * gpus // node["GPU"] for node in nodes if gpus and node.get("GPU", 0) >= gpus]
+        able = [node for node in nodes if gpus and node.get("GPU", 0) >= gpus and node.get("CPU", 0) >= 1]
+        parts = [node["CPU"] * gpus // node["GPU"] for node in able]
         cpus = max(1, int(min(parts, default=1)))
     # Without a GPU of its own a run must not take one that JAX finds: every run would.
     share = Share(cpus, gpus, wish.device if gpus else "cpu")

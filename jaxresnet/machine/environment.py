@@ -32,14 +32,14 @@ _CPU_IDENTITY = ("vendor_id", "cpu family", "model", "stepping")
 class Start:
     """One start of a run, an entry of environment.json.
 
-    `started` is the time in ISO format, UTC. `git` holds the "commit" of the source and whether it was "dirty"; None if
-    the package does not lie in a git checkout. `cpu_identity` is the CPU's vendor, family, model and stepping, and
-    `cpu_flags` are those of its instruction sets on which speed and rounding depend. Rounding also depends on
-    `available_cores`, the number that the process may use, if it is larger than that of the devices. `jax_variables`
-    are the environment variables that set JAX, whose names begin with JAX_. `processes` is the number of processes that
-    the devices belong to. These fields are None until they are known: `compile_seconds`, before the first step;
-    `train_seconds`, without compilation and evaluation, up to the last save; `seconds` of the whole start;
-    `peak_device_bytes`, which stays None on a CPU.
+    `started` is the time in ISO format, UTC. `git` holds the "commit" of the source and whether it was "dirty", or None
+    if git did not say; it is None if the package does not lie in a git checkout. `cpu_identity` is the CPU's vendor,
+    family, model and stepping, and `cpu_flags` are those of its instruction sets on which speed and rounding depend.
+    Rounding also depends on `available_cores`, the number that the process may use, if it is larger than that of the
+    devices. `jax_variables` are the environment variables that set JAX, whose names begin with JAX_. `processes` is the
+    number of processes that the devices belong to. These fields are None until they are known: `compile_seconds`,
+    before the first step; `train_seconds`, without compilation and evaluation, up to the last save; `seconds` of the
+    whole start but the imports, if it came to its end or was stopped; `peak_device_bytes`, which stays None on a CPU.
     """
 
     started: str
@@ -75,7 +75,7 @@ def describe_environment(mesh: "Mesh", precision: str, argv: list[str]) -> Start
     gpu = devices[0].platform == "gpu"
     return Start(
         started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        command=shlex.join(argv).encode(errors="backslashreplace").decode(),  # a name need not be UTF-8
+        command=_text(shlex.join(argv)),
         versions=versions(),
         git=_git(),
         backend=devices[0].platform,
@@ -84,7 +84,7 @@ def describe_environment(mesh: "Mesh", precision: str, argv: list[str]) -> Start
         driver=_output("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
         if gpu
         else None,
-        xla_flags=os.environ.get("XLA_FLAGS"),
+        xla_flags=_text(os.environ["XLA_FLAGS"]) if "XLA_FLAGS" in os.environ else None,
         platform=platform.platform(),
         cpu=cpu.get("model name") or platform.processor(),
         cpu_cores=os.cpu_count(),
@@ -93,9 +93,16 @@ def describe_environment(mesh: "Mesh", precision: str, argv: list[str]) -> Start
         physical_cores=_physical_cores(),
         available_cores=available_cores(),
         memory_bytes=_memory_bytes(),
-        jax_variables={key: value for key, value in os.environ.items() if key.startswith("JAX_")},
+        jax_variables={
+            _text(key): _text(value) for key, value in os.environ.items() if key.startswith("JAX_")
+        },
         processes=len({device.process_index for device in devices}),
     )
+
+
+def _text(value: str) -> str:
+    """A name or variable of the system as UTF-8, which it need not be; other bytes are escaped."""
+    return value.encode(errors="backslashreplace").decode()
 
 
 def versions() -> dict[str, str]:
@@ -139,7 +146,7 @@ def _git() -> dict[str, Any] | None:
         return None
     commit = _output("git", "-C", str(root), "rev-parse", "HEAD")
     status = _output("git", "-C", str(root), "status", "--porcelain", "--untracked-files=no")
-    return {"commit": commit, "dirty": bool(status)} if commit else None
+    return {"commit": commit, "dirty": None if status is None else bool(status)} if commit else None
 
 
 def _output(*command: str) -> str | None:

@@ -156,7 +156,8 @@ def epoch_line(record: EpochRecord, epochs: int) -> str:
         if split != "train" and (average := record.accuracy(f"{split}_average")) is not None:
             parts.append(f"of the average {average:.2%}")
     parts.append(f"rate {record.learning_rate:.4g}")
-    parts.append(f"{record.images_per_second:,.0f} images/s")
+    if record.images_per_second is not None:
+        parts.append(f"{record.images_per_second:,.0f} images/s")
     return "  ".join(parts)
 
 

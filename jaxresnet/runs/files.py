@@ -5,6 +5,8 @@ import functools
 import json
 import os
 import re
+import secrets
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -15,6 +17,9 @@ from jaxresnet.disk import RECORD_LIMIT, kind_of, open_file, read_file, require
 from jaxresnet.errors import UserError
 
 T = TypeVar("T")
+
+STALE_SECONDS = 3600
+"""Age from which an incomplete file is taken for what a process has left that was killed: writing takes less."""
 
 
 @functools.cache
@@ -102,7 +107,10 @@ def write_together(contents: Mapping[Path, str | bytes]) -> None:
     """
     for path in contents:
         require("a file", path)
-    temporaries = {path: path.with_name(path.name + ".tmp") for path in contents}
+    for path in contents:
+        _remove_stale(path)
+    # Of their own names, because another process may write the same file.
+    temporaries = {path: path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp") for path in contents}
     try:
         for path, temporary in temporaries.items():
             write_to_disk(temporary, "w", contents[path])
@@ -113,6 +121,19 @@ def write_together(contents: Mapping[Path, str | bytes]) -> None:
         raise
     for path, temporary in temporaries.items():
         temporary.replace(path)
+
+
+def is_temporary(name: str, of: str) -> bool:
+    """Whether a file's name is that of an incomplete file `of`, also as earlier versions named it."""
+    return re.fullmatch(rf"{re.escape(of)}(\.[0-9a-f]{{8}})?\.tmp", name) is not None
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove the incomplete files that processes have left which were killed while they wrote `path`."""
+    with contextlib.suppress(OSError):
+        for entry in path.parent.iterdir():
+            if is_temporary(entry.name, path.name) and time.time() - entry.lstat().st_mtime > STALE_SECONDS:
+                entry.unlink(missing_ok=True)
 
 
 def write_to_disk(path: Path, mode: Literal["w", "a"], content: str | bytes) -> None:

@@ -51,10 +51,9 @@ class History:
         Version 0.1 did not record them by start. Of its runs these are the last process's seconds in each epoch, which
         is less than all if a start ended within an epoch.
         """
-        by_start = [start.train_seconds for start in self.starts]
-        if by_start and None not in by_start:
-            return sum(seconds for seconds in by_start if seconds is not None)
-        return sum(epoch.seconds for epoch in self.epochs)
+        # A start that ended before it had trained has none.
+        by_start = [start.train_seconds for start in self.starts if start.train_seconds is not None]
+        return sum(by_start) if by_start else sum(epoch.seconds for epoch in self.epochs)
 
     def evaluation(self, *, average: bool = False) -> EvaluationRecord | None:
         """The evaluation of the last epoch's checkpoint on the test split; None if there is none of this step.
@@ -120,15 +119,17 @@ def read_histories(workdirs: Sequence[Path], above: Path | None = None) -> list[
 
 
 def group_runs(histories: Sequence[History]) -> list[RunGroup]:
-    """Group the runs whose configurations differ only in the seed. The groups are in the order of their first runs.
+    """Group the runs on the same data whose configurations differ only in the seed.
 
-    Settings that say where a run computes and when it saves are not compared, either; its number of epochs is.
+    The groups are in the order of their first runs. Settings that say where a run computes and when it saves are not
+    compared, either; its number of epochs is.
     """
     groups: list[list[History]] = []
     for history in histories:
         for group in groups:
             differing = differing_settings(group[0].config, history.config)
-            if all(name.startswith(NEUTRAL_SETTINGS) for name in differing):
+            same_data = group[0].plan.info == history.plan.info  # data.dir may name other pictures
+            if same_data and all(name.startswith(NEUTRAL_SETTINGS) for name in differing):
                 group.append(history)
                 break
         else:

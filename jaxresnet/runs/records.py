@@ -1,15 +1,17 @@
 """The records that a run writes. Each kind has one reader and one writer, both here."""
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 
-from jaxresnet.errors import UserError, printable
+from jaxresnet.errors import Interrupted, UserError, printable
 from jaxresnet.machine.environment import Start
 from jaxresnet.plan import MAX_STEPS
 from jaxresnet.runs.files import (
@@ -51,7 +53,8 @@ class EpochRecord:
     accuracies are fractions; those of a split are None if it was not evaluated. Those of training are of the augmented
     images; one that is mixed from two counts by the class of its larger part. Those with "average" are of the average
     of the weights, if the run keeps one. `learning_rate` is that of the epoch's last step. `seconds` and
-    `images_per_second` do not include compilation and evaluation.
+    `images_per_second` do not include compilation and evaluation. They are of the last process's part of the epoch;
+    the rate is None if it had no step left to train.
     """
 
     epoch: Count
@@ -60,7 +63,7 @@ class EpochRecord:
     train_loss: Finite
     train_accuracy: Fraction
     seconds: Finite
-    images_per_second: Finite
+    images_per_second: Finite | None = None
     validation_loss: Finite | None = None
     validation_accuracy: Fraction | None = None
     test_loss: Finite | None = None
@@ -84,7 +87,7 @@ class EpochRecord:
     def as_json(self) -> dict[str, Any]:
         """The object that is written as a line. Values that are None are left out, and the times come last."""
         found = {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
-        clock = {key: found.pop(key) for key in ("seconds", "images_per_second")}
+        clock = {key: found.pop(key) for key in ("seconds", "images_per_second") if key in found}
         return found | clock
 
 
@@ -198,6 +201,24 @@ class StartLog:
     def add(self, start: Start) -> None:
         """Add an entry for a start."""
         write_json(self._path, [to_json(each) for each in (*self.read(), start)])
+
+    @contextlib.contextmanager
+    def recorded(self, start: Start, began: float, peak: Callable[[], int | None]) -> Iterator[None]:
+        """Add an entry for a start, and at its end or if it is stopped its seconds and the peak of memory.
+
+        The seconds are those since `began`, a time of `time.monotonic`. `peak` tells the bytes.
+        """
+
+        def end() -> None:
+            self.extend(seconds=round(time.monotonic() - began, 1), peak_device_bytes=peak())
+
+        self.add(start)
+        try:
+            yield
+        except Interrupted:
+            end()
+            raise
+        end()
 
     def add_train_seconds(self, seconds: float) -> None:
         """Add to the seconds that the last start has trained. Raises OSError if they cannot be written."""

@@ -15,7 +15,7 @@ from jaxresnet.data.sources import known_facts
 from jaxresnet.disk import kind_of, require
 from jaxresnet.errors import UserError
 from jaxresnet.plan import Plan, resolve
-from jaxresnet.runs.files import lock_folder, read_record, to_json, write_json, write_whole
+from jaxresnet.runs.files import is_temporary, lock_folder, read_record, to_json, write_json, write_whole
 from jaxresnet.runs.records import (
     EpochLog,
     EvaluationRecord,
@@ -239,8 +239,11 @@ def _require_room(workdir: Path) -> None:
     """Raise UserError (exit code 2) if a folder without a configuration holds something that no run has left there."""
     # A start that was killed early leaves a lock, and perhaps an incomplete configuration.
     records = ("dataset.json", "run.json", "config.toml")
-    own = {"lock", *records[:2], *(f"{name}.tmp" for name in records)}
-    if workdir.is_dir() and any(entry.name not in own for entry in workdir.iterdir()):
+
+    def is_own(name: str) -> bool:
+        return name in ("lock", *records[:2]) or any(is_temporary(name, record) for record in records)
+
+    if workdir.is_dir() and not all(is_own(entry.name) for entry in workdir.iterdir()):
         raise UserError(
             f"{workdir} is neither empty nor a run (it has no config.toml): name another --workdir", 2
         )

@@ -3,8 +3,11 @@
 import dataclasses
 import math
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +18,9 @@ from jaxresnet.data.pictures import read_picture
 from jaxresnet.data.sources import open_source, reading, reopen_source
 from jaxresnet.data.splits import load_split, load_splits
 from jaxresnet.errors import UserError
+from jaxresnet.evaluate import changed_data
 from jaxresnet.fit import fit
+from jaxresnet.machine.hosts.peers import Peers
 from jaxresnet.plan import resolve
 from jaxresnet.runs.records import EpochRecord, EvaluationRecord, write_evaluation
 from jaxresnet.runs.workdir import Workdir
@@ -232,6 +237,15 @@ def test_a_run_on_a_folder_goes_on_unless_the_pictures_change(
         picture(folder / "cow" / f"{number}.png")
     with pytest.raises(UserError, match=r"\(the classes cow are new; train_examples was 16, is 18\)"):
         fit(config, workdir)
+
+    network: Any = SimpleNamespace(info=plan.info)  # as evaluate asks
+    assert changed_data(network, open_source(config.data), Peers()).startswith("the classes cow are new")
+    shutil.rmtree(folder / "cow")
+    assert (
+        changed_data(network, open_source(config.data), Peers()) == "images or labels differ, or their order"
+    )
+    (folder / "cat" / "99.png").rename(folder / "cat" / "3.png")
+    assert changed_data(network, open_source(config.data), Peers()) == ""
 
     folder.rename(tmp_path / "gone")
     assert Workdir(workdir).require_plan() == plan

@@ -20,6 +20,7 @@ SMALL, LARGE, GPUS = {"CPU": 2.0, "memory": 1e9}, {"CPU": 64.0}, {"CPU": 32.0, "
         (Wish(gpus=0), [GPUS], Share(1, 0, "cpu")),
         (Wish(), [GPUS, {"CPU": 6.0, "GPU": 2.0}], Share(3, 1, "auto")),
         (Wish(), [{"CPU": 2.0, "GPU": 8.0}], Share(1, 1, "auto")),
+        (Wish(), [{"GPU": 1.0}, {"CPU": 8.0, "GPU": 2.0}], Share(4, 1, "auto")),  # Ray leaves out what is 0
     ],
 )
 def test_a_share_is_what_was_asked_for_or_fits_the_machines(wish: Wish, nodes: list[dict], expected: Share):

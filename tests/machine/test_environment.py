@@ -30,6 +30,24 @@ def test_the_environment_is_described_in_json_values(monkeypatch: pytest.MonkeyP
     assert (start.compile_seconds, start.seconds, start.peak_device_bytes) == (None, None, None)
 
 
+def test_variables_that_are_not_utf8_can_be_read_back(monkeypatch: pytest.MonkeyPatch):
+    strange = os.fsdecode(b"caf\xe9")
+    monkeypatch.setenv("JAX_NOTE", strange)
+    monkeypatch.setenv("XLA_FLAGS", f"--xla_dump_to={strange}")
+    start = describe_environment(mesh_of(1), "float32", ["python", strange])
+    assert parse_record(Start, json.dumps(to_json(start)), "here") == start
+    assert start.jax_variables["JAX_NOTE"] == r"caf\udce9"
+    assert start.xla_flags == r"--xla_dump_to=caf\udce9"
+
+
+def test_a_checkout_of_which_git_says_nothing_is_not_called_clean(monkeypatch: pytest.MonkeyPatch):
+    answers: dict[str, str | None] = {"rev-parse": "0123", "status": None}
+    monkeypatch.setattr(environment, "_output", lambda *command: answers.get(command[3]))
+    for status, dirty in ((None, None), ("", False), (" M a.py", True)):
+        answers["status"] = status
+        assert environment._git() == {"commit": "0123", "dirty": dirty}
+
+
 def test_a_cpu_counts_no_memory():
     assert peak_device_bytes(mesh_of(2)) is None
 

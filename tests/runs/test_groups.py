@@ -1,5 +1,6 @@
 """Which runs are taken together, and what a group of them tells."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,18 @@ def make_run(tmp_path: Path, tiny_config: Config) -> MakeRun:
         return run.path
 
     return make
+
+
+def test_runs_on_other_data_are_told_apart(make_run: MakeRun):
+    """Also where only the folder differs, in which each has its own pictures."""
+    paths = [make_run("cats/seed0", [0.9]), make_run("cars/seed0", [0.5], seed=1)]
+    for path in paths:
+        dataset = json.loads((path / "dataset.json").read_text())
+        (path / "dataset.json").write_text(json.dumps(dataset | {"digest": f"{len(path.name):064d}"}))
+    assert len(group_runs(read_histories(paths))) == 1
+    dataset = json.loads((paths[1] / "dataset.json").read_text())
+    (paths[1] / "dataset.json").write_text(json.dumps(dataset | {"digest": "1" * 64}))
+    assert [group.name for group in group_runs(read_histories(paths))] == ["cats", "cars"]
 
 
 def test_seeds_are_taken_together_and_other_settings_told_apart(make_run: MakeRun):

@@ -74,7 +74,8 @@ def test_settings_that_may_change_on_resuming(tmp_path: Path):
 def test_a_start_that_was_killed_early_is_no_obstacle(tmp_path: Path):
     (tmp_path / "lock").touch()
     (tmp_path / "run.json").write_text('{"id": "0"}')
-    (tmp_path / "config.toml.tmp").write_text("epo")
+    (tmp_path / "config.toml.01234567.tmp").write_text("epo")
+    (tmp_path / "config.toml.tmp").write_text("epo")  # of version 0.2
     with Workdir(tmp_path).open(PLAN):
         assert Workdir(tmp_path).config() == Config()
 

@@ -64,8 +64,8 @@ def start_facts(start: Start) -> Facts:
 def _commit(start: Start) -> str:
     if not start.git:
         return "not in a git checkout"
-    changed = ", with changes that are not committed" if start.git.get("dirty") else ""
-    return f"{start.git.get('commit')}{changed}"
+    states = {True: ", with changes that are not committed", None: "; whether files differed is not known"}
+    return f"{start.git.get('commit')}{states.get(start.git.get('dirty'), '')}"
 
 
 def _counted(devices: Iterable[str]) -> str:

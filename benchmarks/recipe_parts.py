@@ -59,6 +59,10 @@ AVERAGE = {"optimizer.ema_decay": 0.998}
 """An average does not change the weights: the run of the recipe keeps one, whose accuracy is the row "average"."""
 
 
+OF_THE_RECIPE = ("recipe", "average")
+"""Rows of the same runs, whose differences have another spread than those between runs."""
+
+
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -143,7 +147,7 @@ def write_table(workdir: Path, output: Path) -> None:
     variances = [
         statistics.variance(each)
         for name, each in differences.items()
-        if len(each) > 1 and name not in ("recipe", "average")
+        if len(each) > 1 and name not in OF_THE_RECIPE
     ]
     spread = statistics.mean(variances) ** 0.5 if variances else float("nan")
     rows = [("run", "changed", "seeds", "accuracy (%)", "difference", "standard error")]
@@ -151,7 +155,8 @@ def write_table(workdir: Path, output: Path) -> None:
         changed = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in changes[name].items())
         mean, error = statistics.mean(differences[name]), spread / len(differences[name]) ** 0.5
         values = list(accuracies[name].values())
-        against, sure = ("", "") if name == "recipe" else (f"{mean:+.2f}", f"{error:.2f}")
+        against = "" if name == "recipe" else f"{mean:+.2f}"
+        sure = "" if name in OF_THE_RECIPE else f"{error:.2f}"
         rows.append((name, changed or "-", str(len(values)), mean_and_spread(values, 100), against, sure))
     text = f"""# What each part of a recipe brings
 

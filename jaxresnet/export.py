@@ -90,9 +90,10 @@ def export_command(args: argparse.Namespace, plan: Plan | None) -> None:
     # Imported here, so that --help and a wrong flag are answered at once.
     from jaxresnet.exporting.origin import find_origin
     from jaxresnet.exporting.request import Request
-    from jaxresnet.exporting.writing import export
+    from jaxresnet.exporting.writing import batch_of, export
     from jaxresnet.machine.cache import use_compilation_cache
     from jaxresnet.machine.devices import start_devices
+    from jaxresnet.machine.memory import out_of_memory_told
     from jaxresnet.trained.load import load_network
 
     mesh = start_devices(args.device, 1)
@@ -100,7 +101,8 @@ def export_command(args: argparse.Namespace, plan: Plan | None) -> None:
     network = load_network(args.network, args.checkpoint, mesh, average=args.average, plan=plan)
     origin = find_origin(args.network, network, average=args.average)
     request = Request(network, origin, args.probabilities, args.dtype == "float16")
-    found, written = export(args.format, request, args.out)
+    with out_of_memory_told(batch_of(network), mesh, "a machine with more memory is needed"):
+        found, written = export(args.format, request, args.out)
     print(
         f"compared on {found.images} ({printable(found.by)}): the {request.output_name} differ by at most "
         f"{found.largest:.1e} (allowed: {found.allowed:.1e}), the class is the same for {found.same} of "

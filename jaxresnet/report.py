@@ -25,7 +25,9 @@ def main(argv: Sequence[str]) -> None:
     """Run the command with the arguments `argv`."""
     parser = ArgumentParser(prog="python -m jaxresnet.report", description=__doc__)
     parser.add_argument("runs", type=Path, metavar="DIR", nargs="*", help="folder of each run")
-    parser.add_argument("--workdir", type=Path, metavar="DIR", nargs="+", default=[], help="the same")
+    parser.add_argument(
+        "--workdir", type=Path, metavar="DIR", nargs="+", action="extend", default=[], help="the same"
+    )
     parser.add_argument(
         "--output",
         type=Path,

@@ -129,8 +129,10 @@ def model_card(
         _training(request),
         fenced(dump_config(portable(config))),
         "## Limits",
-        f"It knows the classes of {data_set} only, and gives one of them for any image. It was trained and measured on "
-        f"images of {height} x {width} pixels of that data set; on others it may be much less accurate.",
+        f"It knows the classes of {data_set} only, and gives one of them for any image. It was "
+        f"{'trained' if request.origin.accuracy is None else 'trained and measured'} on images of {height} x {width} "
+        f"pixels of that data set{', at first on smaller ones' if len(request.network.plan.phases) > 1 else ''}; on "
+        "others it may be much less accurate.",
     ]
     if licence:
         sections += [
@@ -169,7 +171,7 @@ def _accuracy(request: Request) -> list[str]:
         words.append(
             f"The checkpoint is the best of its run on the {escape_markdown(origin.selected_on)} split{optimistic}."
         )
-    if request.half:
+    if request.half or origin.half:
         words.append("It was measured before the kernels were rounded to float16.")
     paragraphs = [" ".join(words)]
     if origin.per_class_accuracy:
@@ -196,4 +198,6 @@ def _training(request: Request) -> str:
         checkpoint += ", with the average of the weights." if origin.average else "."
     if origin.initial:
         checkpoint += f" The training began with the weights of {escape_markdown(origin.initial)}."
+    if origin.frozen_stages:
+        checkpoint += f" The stem and {origin.frozen_stages} of the stages stayed as they were in these."
     return f"By {program}, with this configuration.{checkpoint}"

@@ -24,7 +24,7 @@ STRIDES, STEM_CHANNELS = (1, 2, 2, 2), 64
 _NAMES = {"shortcut.": "downsample.", "linear.": "fc."}
 """Parts of names that differ: ours to timm's."""
 
-_LOADER = '''"""Loads {file} into timm. Written by jaxresnet.export {version}.
+_LOADER = '''"""Loads the weights beside this file into timm. Written by jaxresnet.export {version}.
 
     model = load()
     logits = model(preprocess(images))  # uint8 [B, {height}, {width}, {channels}] -> float32 [B, {classes}]

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable
@@ -21,6 +22,10 @@ from jaxresnet.trained.weights import save_weights
 
 IMAGES, BATCH = 256, 64
 """Number of images that are compared, in all and at a time."""
+
+BATCH_PIXELS, BYTES = 2**18, 2**28
+"""The most that these take together. Of images larger than 64 x 64 pixels fewer are compared at a time, and of very
+large ones fewer in all."""
 
 ALLOWED, ALLOWED_HALF = 1e-4, 1e-2
 """The largest difference allowed, as a share of the largest output: of float32, and of kernels in float16."""
@@ -105,9 +110,11 @@ def _put(folder: Path, out: Path) -> list[Path]:
 
 
 def compare(request: Request, reader: Reader) -> Comparison:
-    """Compare the outputs for IMAGES images. Raises UserError if they are not the same."""
+    """Compare the outputs for some images. Raises UserError if they are not the same."""
     images, words = sample_images(request.network)
-    batches = np.split(images, IMAGES // BATCH)  # one size, because JAX compiles anew for another
+    batches = np.split(
+        images, len(images) // batch_of(request.network)
+    )  # one size, because JAX compiles anew for another
     ours = np.concatenate([request.outputs(request.network.variables, each) for each in batches])
     theirs = np.concatenate([np.asarray(reader.outputs(each)) for each in batches])
     if ours.shape != theirs.shape or not np.isfinite(ours).all():
@@ -128,12 +135,24 @@ def compare(request: Request, reader: Reader) -> Comparison:
     return Comparison(words, reader.by, largest, allowed, int(same.sum()), len(images))
 
 
+def batch_of(network: TrainedNetwork) -> int:
+    """The number of images that are compared at a time."""
+    height, width, _ = network.info.image_shape
+    return max(1, min(BATCH, BATCH_PIXELS // (height * width)))
+
+
 def sample_images(network: TrainedNetwork) -> tuple[np.ndarray, str]:
-    """The uint8 images [IMAGES, H, W, C] to compare, and what they are: test images if at hand, else random ones."""
+    """The uint8 images [N, H, W, C] to compare, and what they are: test images if at hand, else random ones.
+
+    They are whole batches, if possible IMAGES images.
+    """
+    batch = batch_of(network)
+    bytes_of_batch = batch * math.prod(network.info.image_shape)
+    number = batch * max(1, min(IMAGES // batch, BYTES // bytes_of_batch))
     with contextlib.suppress(UserError):  # the data is not where it was, or other data has its name now
         source = reopen_source(network.config)
-        if source.at_hand and network.info.test_examples >= IMAGES:
+        if source.at_hand and network.info.test_examples >= number:
             split = load_split(source, "test", expected=network.info)
-            return split.images[:IMAGES], f"{IMAGES} test images of {network.info.name}"
-    images = np.random.default_rng(0).integers(0, 256, (IMAGES, *network.info.image_shape), np.uint8)
-    return images, f"{IMAGES} random images"
+            return split.images[:number], f"{number} test images of {network.info.name}"
+    images = np.random.default_rng(0).integers(0, 256, (number, *network.info.image_shape), np.uint8)
+    return images, f"{number} random images"

@@ -57,8 +57,10 @@ def require_address_space(gibibytes: float) -> None:
 
 
 @contextlib.contextmanager
-def out_of_memory_told(batch_size: int, mesh: "Mesh") -> Iterator[None]:
-    """Raise UserError if the block runs out of memory, on a device or on the host."""
+def out_of_memory_told(
+    batch_size: int, mesh: "Mesh", remedy: str = "lower batch_size, or model.stage_channels"
+) -> Iterator[None]:
+    """Raise UserError, which ends with `remedy`, if the block runs out of memory, on a device or on the host."""
     import jax
 
     try:
@@ -70,7 +72,7 @@ def out_of_memory_told(batch_size: int, mesh: "Mesh") -> Iterator[None]:
         devices = mesh.devices.size
         raise UserError(
             f"out of memory with batch_size {batch_size:,} on {devices} {mesh.devices.flat[0].platform} "
-            f"device{'s' * (devices > 1)} ({reason}): lower batch_size, or model.stage_channels"
+            f"device{'s' * (devices > 1)} ({reason}): {remedy}"
         ) from error
 
 

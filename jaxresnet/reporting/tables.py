@@ -46,7 +46,7 @@ def comparison_table(groups: Sequence[RunGroup]) -> list[tuple[str, ...]]:
     rows = [
         (
             "runs",
-            "seeds",
+            "runs",
             "epochs",
             "split",
             "last epoch (%)",

@@ -51,9 +51,10 @@ class History:
         Version 0.1 did not record them by start. Of its runs these are the last process's seconds in each epoch, which
         is less than all if a start ended within an epoch.
         """
-        # A start that ended before it had trained has none.
-        by_start = [start.train_seconds for start in self.starts if start.train_seconds is not None]
-        return sum(by_start) if by_start else sum(epoch.seconds for epoch in self.epochs)
+        # A later version's start without them ended before it had trained.
+        if not self.starts or any(_is_of_0_1(start) for start in self.starts):
+            return sum(epoch.seconds for epoch in self.epochs)
+        return sum(start.train_seconds or 0.0 for start in self.starts)
 
     def evaluation(self, *, average: bool = False) -> EvaluationRecord | None:
         """The evaluation of the last epoch's checkpoint on the test split; None if there is none of this step.
@@ -134,7 +135,15 @@ def group_runs(histories: Sequence[History]) -> list[RunGroup]:
                 break
         else:
             groups.append([history])
-    return [RunGroup(_common_name([each.name for each in group]), group) for group in groups]
+    full = [", ".join(history.name for history in group) for group in groups]
+    short = [_common_name([history.name for history in group]) for group in groups]
+    names = [brief if short.count(brief) == 1 else whole for brief, whole in zip(short, full, strict=True)]
+    return [RunGroup(name, group) for name, group in zip(names, groups, strict=True)]
+
+
+def _is_of_0_1(start: Start) -> bool:
+    """Whether version 0.1 recorded the start, without the seconds that it trained."""
+    return start.train_seconds is None and start.versions.get("jaxresnet", "").startswith("0.1.")
 
 
 def _common_name(names: Sequence[str]) -> str:

@@ -138,7 +138,8 @@ def load_run(
     plan = folder.require_plan()
     if average and not plan.config.optimizer.ema_decay:
         raise UserError(f"the run in {workdir} keeps no average of its weights: optimizer.ema_decay is 0")
-    missing = UserError(f"no checkpoint in {workdir} yet: it appears after the run's first epoch")
+    yet = "" if folder.epochs.read() else " yet: it appears after the run's first epoch"
+    missing = UserError(f"no checkpoint in {workdir}{yet}")
     if not folder.checkpoints.is_dir():
         raise missing
     template = state_template(make_learner(plan), replicated(mesh)).variables

@@ -221,6 +221,12 @@ def read_arrays(path: Path | str) -> dict[str, np.ndarray]:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
 
 
+def has_half(path: Path | str) -> bool:
+    """Whether an array in a safetensors file is float16. Raises UserError if it cannot be read."""
+    with _opened(path) as file:
+        return any(file.get_slice(name).get_dtype() == "F16" for name in file.keys())  # noqa: SIM118 - no mapping
+
+
 def load_weights(path: Path | str, plan: Plan | None = None) -> tuple[Plan, Variables]:
     """The plan and the variables, as NumPy arrays, in a safetensors file.
 

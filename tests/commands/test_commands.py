@@ -161,6 +161,7 @@ def test_help_is_answered_at_once(command: str):
             "x.safetensors: expected the folder of a run",
         ),
         (["report"], 2, "expected the folder of a run, or of several, found none"),
+        (["report", "--workdir", "{tmp}/a", "--workdir", "{tmp}/b"], 1, "/a"),
         (
             ["evaluate", "--workdir", "{tmp}", "--config", "digits"],
             2,

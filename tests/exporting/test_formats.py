@@ -1,5 +1,6 @@
 """What each format holds, read by other means than the export's own, and what its program computes."""
 
+import dataclasses
 import json
 import runpy
 import subprocess
@@ -98,7 +99,7 @@ def test_plain_jax_runs_the_program(tmp_path: Path, make_request: Any, images: n
     assert metadata["origin"] == {
         "checkpoint": "best", "step": 7, "selected_on": "validation", "average": False, "split": "test",
         "accuracy": 0.75, "examples": 4, "per_class_accuracy": {"a|b": 1.0, "c": None}, "version": "0.2.0",
-        "commit": "abc", "dirty": True,
+        "commit": "abc", "dirty": True, "half": False,
     }  # fmt: skip
 
 
@@ -117,13 +118,15 @@ def test_half_of_a_safetensors_file_is_enough(tmp_path: Path, make_request: Any)
     loaded = jaxresnet.load(path)
     assert loaded.config == request.network.config.replace({"data.dir": ""})
     assert {leaf.dtype for leaf in jax.tree.leaves(loaded.variables)} == {np.dtype(np.float32)}
-    assert find_origin(path, loaded) == ORIGIN
+    assert find_origin(path, loaded) == dataclasses.replace(ORIGIN, half=True)
 
 
 def test_timms_arrays_and_loader(tmp_path: Path, make_request: Any):
     request: Request = make_request(FOUR_STAGES, origin=ORIGIN)
     comparison, written = export("timm", request, tmp_path / "network.safetensors")
     assert [path.name for path in written] == ["network.safetensors", "network_timm.py"]
+    _, (_, strange) = export("timm", request, tmp_path / 'x""".safetensors')
+    compile(strange.read_text(), str(strange), "exec")
     assert comparison.largest < comparison.allowed / 10
     with safe_open(written[0], framework="numpy") as file:
         assert file.metadata()["format"] == "pt"
@@ -202,6 +205,19 @@ def test_the_folder_for_the_hub(tmp_path: Path, make_request: Any, images: np.nd
     assert "/data" not in card
     assert "license" not in values  # whose weights these are is not known
     assert "began with" not in card
+    assert "It was trained and measured on images of 8 x 8 pixels of that data set; on others" in card
+    assert "float16" not in card
+
+
+def test_a_card_says_what_was_frozen_rounded_and_not_measured(make_request: Any):
+    sizes = {"resolution.sizes": (4,), "resolution.shares": (0.5,)}
+    origin = Origin(initial="letters", frozen_stages=1)
+    card = huggingface.model_card(make_request(sizes, origin=origin), "a", "Use it.")
+    assert "with the weights of letters. The stem and 1 of the stages stayed as they were in these.\n" in card
+    assert "## Accuracy\n\nIt was not measured.\n" in card
+    assert "It was trained on images of 8 x 8 pixels of that data set, at first on smaller ones; on" in card
+    card = huggingface.model_card(make_request(origin=Origin(accuracy=0.5, half=True)), "a", "Use it.")
+    assert "It was measured before the kernels were rounded to float16.\n" in card
 
 
 def test_a_card_of_a_strangers_names_stays_a_card(make_request: Any):

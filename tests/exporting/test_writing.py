@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from helpers import plan_of
 
 from jaxresnet import export as command
 from jaxresnet.errors import UserError
@@ -107,13 +108,49 @@ def test_a_runs_accuracy_is_that_of_the_step(tmp_path: Path, finished: Path, tra
     shutil.copytree(finished, tmp_path / "run")
     (tmp_path / "run" / "evaluation.json").write_text(json_text(record | {"step": 12, "accuracy": 0.01}))
     lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    frozen = dataclasses.replace(trained, plan=plan_of(trained.config, {"freeze_stages": 1, "init": "x"}))
     found = find_origin(tmp_path / "run", trained)
     assert (found.accuracy, found.split, found.examples) == (lines[1]["test_accuracy"], "test", None)
     assert find_origin(tmp_path / "run", dataclasses.replace(trained, step=5)).accuracy is None
-    assert found.initial is None
+    assert (found.initial, found.frozen_stages) == (None, None)
+    assert find_origin(tmp_path / "run", frozen).frozen_stages is None  # of random weights
     initial = InitialWeights("/home/theirs/letters.safetensors", None, "0", head=True)
     write_run(tmp_path / "run" / "run.json", RunRecord("id", initial))
-    assert find_origin(tmp_path / "run", trained).initial == "letters.safetensors"
+    found = find_origin(tmp_path / "run", frozen)
+    assert (found.initial, found.frozen_stages) == ("letters.safetensors", 1)
+
+
+def test_all_programs_that_trained_a_run_are_told(tmp_path: Path, finished: Path, trained: TrainedNetwork):
+    shutil.copytree(finished, tmp_path / "run")
+    [start] = json.loads((finished / "environment.json").read_text())
+
+    def found(*starts: tuple[str | None, str, bool | None]) -> tuple[str | None, str | None, bool | None]:
+        made = [
+            start
+            | {
+                "versions": {"jaxresnet": version} if version else {},
+                "git": {"commit": commit, "dirty": dirty},
+            }
+            for version, commit, dirty in starts
+        ]
+        (tmp_path / "run" / "environment.json").write_text(json_text(made))
+        origin = find_origin(tmp_path / "run", trained)
+        return origin.version, origin.commit, origin.dirty
+
+    assert found() == (None, None, None)
+    assert found(("0.1.0", "a", False), ("0.1.0", "a", False)) == ("0.1.0", "a", False)
+    assert found(("0.1.0", "a", True), ("0.2.0", "b", False)) == ("0.1.0 and 0.2.0", "a and b", True)
+    assert found((None, "a", None), ("0.2.0", "b", False)) == (None, "a and b", None)
+
+
+def test_a_file_that_was_rounded_says_so_again(tmp_path: Path, make_request: Any):
+    """Its accuracy is that of the network before it was rounded, whatever it is exported to then."""
+    network = make_request().network
+    paths = half, again, whole = [tmp_path / f"{name}.safetensors" for name in ("half", "again", "whole")]
+    save_weights(half, network.plan, network.variables, half=True)
+    export("safetensors", Request(network, find_origin(half, network)), again)
+    save_weights(whole, network.plan, network.variables)
+    assert [find_origin(path, network).half for path in paths] == [True, True, False]
 
 
 def test_a_damaged_origin_is_named(tmp_path: Path, make_request: Any):
@@ -165,3 +202,7 @@ def test_images_of_the_data_set_are_taken_if_they_fit(trained: TrainedNetwork):
     info = dataclasses.replace(trained.info, class_names=tuple("abcdefghij"))
     other = dataclasses.replace(trained, plan=dataclasses.replace(trained.plan, info=info))
     assert sample_images(other)[1] == "256 random images"
+    for side, batch, number in ((64, 64, 256), (224, 5, 255), (4096, 1, 5)):
+        info = dataclasses.replace(trained.info, image_shape=(side, side, 3))
+        other = dataclasses.replace(trained, plan=dataclasses.replace(trained.plan, info=info))
+        assert (writing.batch_of(other), sample_images(other)[1]) == (batch, f"{number} random images")

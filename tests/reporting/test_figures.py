@@ -137,6 +137,13 @@ def test_names_of_classes_are_no_formulas_and_fit():
     assert sorted(text.get_text() for text in axis.texts) == ["0", "0", "1", "3"]
 
 
+@pytest.mark.parametrize(("classes", "named", "numbers"), [(54, 54, 54**2), (55, 28, 0), (1000, 53, 0)])
+def test_counts_of_too_many_classes_are_left_out(classes: int, named: int, numbers: int):
+    [axis] = confusion(np.eye(classes, dtype=int), [f"c{number}" for number in range(classes)]).axes
+    assert (len(axis.get_xticklabels()), len(axis.texts)) == (named, numbers)
+    assert axis.get_yticklabels()[-1].get_text() == f"c{(named - 1) * -(-classes // 54)}"
+
+
 @pytest.mark.parametrize("draw", [architecture, stacked_architecture])
 def test_stages_are_counted_from_one(draw):
     figure = draw(describe(plan_of(Config())))

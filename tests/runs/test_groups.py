@@ -1,15 +1,17 @@
 """Which runs are taken together, and what a group of them tells."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import plan_of
+from helpers import mesh_of, plan_of
 
 from jaxresnet.config.schema import Config
 from jaxresnet.errors import UserError
+from jaxresnet.machine.environment import describe_environment
 from jaxresnet.runs.groups import group_runs, read_histories
 from jaxresnet.runs.records import EpochRecord
 from jaxresnet.runs.workdir import Workdir
@@ -71,6 +73,30 @@ def test_seeds_are_taken_together_and_other_settings_told_apart(make_run: MakeRu
     assert plain.last_train_losses() == [0.5, 0.5]
     assert [history.seconds for history in plain.histories] == [60.0, 60.0]
     assert wide.best_accuracies("test") == [0.9]
+
+
+def test_groups_have_different_names(make_run: MakeRun):
+    paths = [
+        make_run("a/seed0", [0.5]),
+        make_run("a/seed1", [0.5], seed=1, epochs=9),
+        make_run("b", [0.5], label_smoothing=0.1),
+    ]
+    assert [group.name for group in group_runs(read_histories(paths))] == ["a/seed0", "a/seed1", "b"]
+
+
+def test_the_training_time_is_that_of_all_starts(make_run: MakeRun):
+    [history] = read_histories([make_run("run", [0.5, 0.5])])  # two epochs of 30 s
+    start = describe_environment(mesh_of(1), "float32", [])
+
+    def seconds(*starts: tuple[str, float | None]) -> float:
+        made = [
+            dataclasses.replace(start, versions={"jaxresnet": version}, train_seconds=value)
+            for version, value in starts
+        ]
+        return dataclasses.replace(history, starts=made).seconds
+
+    assert seconds(("0.2.0", 40.0), ("0.2.0", None), ("0.2.0", 5.0)) == 45
+    assert seconds() == seconds(("0.1.0", None), ("0.2.0", 5.0)) == 60  # version 0.1 did not record it
 
 
 def test_a_run_without_an_epoch_tells_nothing(make_run: MakeRun):

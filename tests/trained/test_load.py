@@ -18,6 +18,7 @@ from jaxresnet.learning.learner import make_learner
 from jaxresnet.learning.state import TrainState
 from jaxresnet.plan import Plan, resolve
 from jaxresnet.runs.checkpoint import Checkpoints
+from jaxresnet.runs.records import EpochRecord
 from jaxresnet.runs.workdir import Workdir
 from jaxresnet.trained import shipped
 from jaxresnet.trained.evaluation import evaluate_whole, predict_split
@@ -189,6 +190,9 @@ def test_what_is_missing_or_damaged_is_told(tmp_path: Path, tiny_plan: Plan):
     with Workdir(tmp_path / "begun").open(tiny_plan):
         pass
     with pytest.raises(UserError, match=r"no checkpoint in .* yet"):
+        load_run(tmp_path / "begun")
+    Workdir(tmp_path / "begun").epochs.append(EpochRecord(1, 9, 0.1, 0.5, 0.5, 1.0))
+    with pytest.raises(UserError, match=r"no checkpoint in \S*$"):  # as of a folder of results
         load_run(tmp_path / "begun")
     save_run(tmp_path / "run", tiny_plan)
     (tmp_path / "run" / "checkpoints" / "9" / "meta" / "metadata").write_text("{")

@@ -11,6 +11,7 @@ from jaxresnet.data.sources import reopen_source
 from jaxresnet.data.splits import Split, load_split
 from jaxresnet.errors import UserError
 from jaxresnet.learning.learner import make_learner
+from jaxresnet.machine.memory import out_of_memory_told
 from jaxresnet.network.cpu_convolution import convolution_for
 from jaxresnet.plan import Plan
 from jaxresnet.reporting.figures.calibration import confidence_counts, reliability
@@ -89,7 +90,9 @@ def saved_evaluation(history: History) -> EvaluationRecord | None:
 def predict_run(network: TrainedNetwork, split: Split, mesh: "Mesh") -> Evaluated:
     """The evaluation of a trained network on a split, its most confident mistakes and its confidence."""
     learner = make_learner(network.plan, convolution_for(mesh))
-    logits = predict_split(learner, network.variables, split, network.config.batch_size, mesh)
+    batch_size = network.config.batch_size
+    with out_of_memory_told(batch_size, mesh, "a machine with more memory is needed"):
+        logits = predict_split(learner, network.variables, split, batch_size, mesh)
     metrics = metrics_of_logits(learner, logits, split.labels)
     record = evaluation_record(network.plan, metrics, network.checkpoint, network.step, network.selected_on)
     mistakes = mistakes_picture(split, logits, network.info.class_names)

@@ -11,10 +11,11 @@ queue of his own.
 """
 
 import argparse
+import json
 import shlex
 import shutil
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -167,13 +168,33 @@ share, {spread:.2f} points. The recipe's own runs are in every difference, so th
 runs' configurations and epochs are in [runs](runs). Made by `python benchmarks/recipe_parts.py`.
 
 {as_markdown(rows)}
-"""
+{_of_statistics(output)}{_still_missing(accuracies)}"""
     write_whole(output / "README.md", text)
     write_json(
         output / "accuracies.json",
         {name: {str(k): v for k, v in each.items()} for name, each in accuracies.items()},
     )
     print(text)
+
+
+def _of_statistics(output: Path) -> str:
+    """A paragraph with what benchmarks/average_statistics.py found, if it has run."""
+    if not (file := output / "average_statistics.json").exists():
+        return ""
+    runs = list(json.loads(file.read_text()).values())
+    kept, computed = (
+        mean_and_spread([run[way] for run in runs], 100) for way in ("average", "average, computed anew")
+    )
+    return f"""
+The average keeps averages of BatchNorm's statistics, too, and so has {kept} %. With statistics computed anew for the
+averaged weights it would have {computed} % ([{file.name}]({file.name}), by `python benchmarks/average_statistics.py`).
+"""
+
+
+def _still_missing(accuracies: Collection[str]) -> str:
+    """A paragraph with the parts without a run beside the recipe's, if there are any."""
+    missing = ", ".join(f"`{name}`" for name in PARTS if name not in accuracies)
+    return f"\nNot trained yet: {missing}.\n" if missing else ""
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The tables under results/ are what the benchmarks make of the runs that are committed there."""
 
 import json
+import shutil
 from pathlib import Path
 
 import accuracy
@@ -61,12 +62,22 @@ def test_the_parts_of_a_recipe_are_compared_by_seed(tmp_path: Path):
         ["cosine", "schedule cosine", "2", "82.00 ± 2.83", "+0.00", "1.41"],
         ["dropout", "dropout_rate 0.1", "2", "79.00 ± 0.00", "-3.00", "1.41"],
     ]
+    text = (output / "README.md").read_text()
+    assert "share, 2.00 points." in text
+    assert "\nNot trained yet: `no_smoothing`, `dirac`, `random_flip`, " in text
     assert {path.parent.name for path in (output / "runs").glob("*/seed*")} == {
         "recipe",
         "dropout",
         "cosine",
         "mixup",
     }
+
+
+def test_the_table_of_parts_is_of_the_committed_runs(tmp_path: Path):
+    shutil.copy(RESULTS / "recipes" / "average_statistics.json", tmp_path)
+    recipe_parts.write_table(RESULTS / "recipes" / "runs", tmp_path)
+    for name in ("README.md", "accuracies.json"):
+        assert (tmp_path / name).read_text() == (RESULTS / "recipes" / name).read_text()
 
 
 def test_a_run_with_other_settings_is_refused(tmp_path: Path):

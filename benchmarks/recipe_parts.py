@@ -60,6 +60,9 @@ AVERAGE = {"optimizer.ema_decay": 0.998}
 """An average does not change the weights: the run of the recipe keeps one, whose accuracy is the row "average"."""
 
 
+FEWEST_PARTS = 3
+"""From fewer, the spread that the parts share would be a guess."""
+
 OF_THE_RECIPE = ("recipe", "average")
 """Rows of the same runs, whose differences have another spread than those between runs."""
 
@@ -150,22 +153,28 @@ def write_table(workdir: Path, output: Path) -> None:
         for name, each in differences.items()
         if len(each) > 1 and name not in OF_THE_RECIPE
     ]
-    spread = statistics.mean(variances) ** 0.5 if variances else float("nan")
+    spread = statistics.mean(variances) ** 0.5 if len(variances) >= FEWEST_PARTS else None
     rows = [("run", "changed", "seeds", "accuracy (%)", "difference", "standard error")]
     for name in sorted(differences, key=lambda each: -statistics.mean(differences[each])):
         changed = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in changes[name].items())
-        mean, error = statistics.mean(differences[name]), spread / len(differences[name]) ** 0.5
+        mean = statistics.mean(differences[name])
         values = list(accuracies[name].values())
         against = "" if name == "recipe" else f"{mean:+.2f}"
-        sure = "" if name in OF_THE_RECIPE else f"{error:.2f}"
+        known = spread is not None and name not in OF_THE_RECIPE
+        sure = f"{spread / len(differences[name]) ** 0.5:.2f}" if known else ""
         rows.append((name, changed or "-", str(len(values)), mean_and_spread(values, 100), against, sure))
+    errors = (
+        f" Their standard error is from the spread that all parts share, {spread:.2f} points."
+        if spread
+        else ""
+    )
     text = f"""# What each part of a recipe brings
 
 `configs/{RECIPE}.toml` at a quarter of the width for {EPOCHS} epochs of CIFAR-10, with one part changed. The accuracies
 are of {HELD_OUT:,} held-out training images after the last epoch, mean ± standard deviation over the seeds. The
-differences are to the recipe with the same seed, in points. Their standard error is from the spread that all parts
-share, {spread:.2f} points. The recipe's own runs are in every difference, so the errors of the rows go together. The
-runs' configurations and epochs are in [runs](runs). Made by `python benchmarks/recipe_parts.py`.
+differences are to the recipe with the same seed, in points.{errors} The recipe's own runs are in every difference, so
+the errors of the rows go together. The runs' configurations and epochs are in [runs](runs). Made by `python
+benchmarks/recipe_parts.py`.
 
 {as_markdown(rows)}
 {_of_statistics(output)}{_still_missing(accuracies)}"""
@@ -186,8 +195,9 @@ def _of_statistics(output: Path) -> str:
         mean_and_spread([run[way] for run in runs], 100) for way in ("average", "average, computed anew")
     )
     return f"""
-The average keeps averages of BatchNorm's statistics, too, and so has {kept} %. With statistics computed anew for the
-averaged weights it would have {computed} % ([{file.name}]({file.name}), by `python benchmarks/average_statistics.py`).
+The average keeps averages of BatchNorm's statistics, too, and so has {kept} % ({len(runs)} seeds). With statistics
+computed anew for the averaged weights it would have {computed} % ([{file.name}]({file.name}), by `python
+benchmarks/average_statistics.py`).
 """
 
 

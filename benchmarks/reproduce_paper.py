@@ -182,8 +182,11 @@ def write_summary(workdir: Path, output: Path) -> None:
 
 def row(group: RunGroup) -> tuple[str, ...]:
     """A group's row of the table, under COLUMNS."""
-    starts = [history.workdir.starts.read() for history in group.histories]
-    whole = [entries[0] for entries in starts if len(entries) == 1 and entries[0].seconds is not None]
+    whole = [
+        history.starts[0]
+        for history in group.histories
+        if len(history.starts) == 1 and len(history.epochs) == history.config.epochs
+    ]
     epochs = [record for history in group.histories for record in history.epochs]
 
     def median(values: Sequence[float | None], scale: float = 1.0) -> str:

@@ -2,7 +2,8 @@
 
 It prints accuracy with its 95 % interval, loss and the accuracy of each class. It writes accuracies, loss and confusion
 matrix to evaluation.json (or evaluation_best.json, evaluation_STEP.json) in the workdir, and nothing else there. In
-place of the folder of a run it takes a safetensors file.
+place of the folder of a run it takes a safetensors file. If --data.dir names other images than those of the training,
+the workdir stays as it is.
 """
 
 if __name__ == "__main__":  # first, because the imports below take half a second
@@ -110,7 +111,8 @@ def make_parser() -> ArgumentParser:
         "--output",
         type=Path,
         metavar="FILE",
-        help="JSON file to write (default: evaluation.json in the workdir; none with --weights)",
+        help="JSON file to write (default: evaluation.json in the workdir; none with --weights, or if --data.dir names "
+        "other images than those of the training)",
     )
     parser.add_argument(
         "--batch-size", type=int, metavar="INT", help="images per step; it does not change the result"
@@ -156,12 +158,6 @@ def evaluate_command(args: argparse.Namespace, plan: Plan | None, peers: Peers) 
     network, output = load_chosen(args, plan)
     source = reopen_source(network.config, args.data_dir)
     split = peers.in_turn(lambda: load_split(source, "test", expected=network.info))
-    if output is not None and output != args.output and (news := changed_data(network, source, peers)):
-        if peers.first:
-            tell(
-                f"note: not the data of the training ({news}): {output.name} stays as it is; --output names a file"
-            )
-        output = None
     batch_size = args.batch_size or network.config.batch_size
     if peers.count > 1:
         require_same_network(peers, network, split)
@@ -180,6 +176,11 @@ def evaluate_command(args: argparse.Namespace, plan: Plan | None, peers: Peers) 
             )
     print(as_text(record), flush=True)  # before what may go to the same place, such as /dev/stdout
     if output is not None and peers.first:
+        if args.data_dir and output != args.output and (news := changed_data(network, source)):
+            tell(
+                f"note: not the data of the training ({news}): {output.name} stays as it is; --output names a file"
+            )
+            return
         try:
             write_evaluation(output, record, named=output == args.output)
         except OSError as error:
@@ -199,17 +200,20 @@ def load_chosen(args: argparse.Namespace, plan: Plan | None) -> "tuple[TrainedNe
     return network, args.output or Workdir(args.workdir).evaluation_path(checkpoint, average=args.average)
 
 
-def changed_data(network: "TrainedNetwork", source: "Source", peers: Peers) -> str:
-    """What has changed in the data set since the network was trained on it, in words; empty if nothing has.
+def changed_data(network: "TrainedNetwork", source: "Source") -> str:
+    """How a data set is another one than the network was trained on, in words; empty if it is the same.
 
-    A network can be evaluated on other images of the same classes, but that is not the result of its run.
+    A network can be evaluated on other images of the same classes, but that is not the result of its run. All images
+    are read for this, unless the data set is known in advance, and so was checked as it was read.
     """
     from jaxresnet.data.info import changes
 
-    if not network.info.digest:  # known in advance, and so checked as it is read
+    if not network.info.digest:
         return ""
-    now = peers.in_turn(lambda: source.info)
-    return "" if now == network.info else changes(network.info, now)
+    try:
+        return "" if source.info == network.info else changes(network.info, source.info)
+    except UserError as error:
+        return f"its training images cannot be compared: {str(error).splitlines()[0]}"
 
 
 def require_same_network(peers: Peers, network: "TrainedNetwork", split: "Split") -> None:

@@ -36,7 +36,7 @@ def make_run(folder: Path, name: str, accuracies: list[float], average: float | 
 
 
 def test_the_parts_of_a_recipe_are_compared_by_seed(tmp_path: Path):
-    """Differences of -1 and -5, and of 0 and 0: variances 8 and 0, a spread of 2, an error of 2 / sqrt(2)."""
+    """Differences of -1 and -5, and twice 0 and 0: variances 8, 0 and 0, a spread of 1.63, errors of 1.63 / sqrt(2)."""
     runs, output = tmp_path / "runs", tmp_path / "results"
     before = [0.1] * 9
     make_run(runs / "recipe" / "seed0", "recipe", [*before, 0.80], average=0.82)
@@ -45,7 +45,11 @@ def test_the_parts_of_a_recipe_are_compared_by_seed(tmp_path: Path):
     make_run(runs / "dropout" / "seed1", "dropout", [*before, 0.79])
     make_run(runs / "cosine" / "seed0", "cosine", [*before, 0.80])
     make_run(runs / "cosine" / "seed1", "cosine", [*before, 0.84])
+    make_run(runs / "cutmix" / "seed0", "cutmix", [*before, 0.80])
     make_run(runs / "mixup" / "seed0", "mixup", [*before, 0.81])
+    recipe_parts.main(["table", "--workdir", str(runs), "--output", str(output)])
+    assert "spread" not in (output / "README.md").read_text()  # of two parts it would be a guess
+    make_run(runs / "cutmix" / "seed1", "cutmix", [*before, 0.84])
     make_run(runs / "dirac" / "seed0", "dirac", before)  # not done
 
     recipe_parts.main(["table", "--workdir", str(runs), "--output", str(output)])
@@ -56,20 +60,22 @@ def test_the_parts_of_a_recipe_are_compared_by_seed(tmp_path: Path):
     ]
     # The order of equals is that of PARTS.
     assert rows[2:] == [
-        ["mixup", "cutout 0, mixup 0.2", "1", "81.00", "+1.00", "2.00"],
+        ["mixup", "cutout 0, mixup 0.2", "1", "81.00", "+1.00", "1.63"],
         ["average", "ema_decay 0.998", "2", "82.50 ± 0.71", "+0.50", ""],
         ["recipe", "-", "2", "82.00 ± 2.83", "", ""],
-        ["cosine", "schedule cosine", "2", "82.00 ± 2.83", "+0.00", "1.41"],
-        ["dropout", "dropout_rate 0.1", "2", "79.00 ± 0.00", "-3.00", "1.41"],
+        ["cutmix", "cutout 0, cutmix 1.0", "2", "82.00 ± 2.83", "+0.00", "1.15"],
+        ["cosine", "schedule cosine", "2", "82.00 ± 2.83", "+0.00", "1.15"],
+        ["dropout", "dropout_rate 0.1", "2", "79.00 ± 0.00", "-3.00", "1.15"],
     ]
     text = (output / "README.md").read_text()
-    assert "share, 2.00 points." in text
+    assert "share, 1.63 points." in text
     assert "\nNot trained yet: `no_smoothing`, `dirac`, `random_flip`, " in text
     assert {path.parent.name for path in (output / "runs").glob("*/seed*")} == {
         "recipe",
         "dropout",
         "cosine",
         "mixup",
+        "cutmix",
     }
 
 

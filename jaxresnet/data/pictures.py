@@ -148,12 +148,11 @@ def picture_size(path: Path) -> tuple[int, int]:
             _opened(file, str(path)) as picture,
         ):
             width, height = picture.size
-            # Pillow tells the size of a TIFF as it is turned, that of all others as it is stored.
-            return (
-                (width, height)
-                if picture.format != "TIFF" and _orientation(picture) in _TURNED
-                else (height, width)
-            )
+            # Pillow tells the size as it is stored, but with the orientation among a TIFF's own tags as it is turned.
+            own_tags = getattr(picture, "tag_v2", {})
+            already = own_tags.get(ExifTags.Base.Orientation) in _TURNED
+            turned = _orientation(picture) in _TURNED and not already
+            return (width, height) if turned else (height, width)
     except OSError as error:
         raise UserError(f"{path}: cannot read the picture: {error.strerror or error}") from None
 
@@ -180,7 +179,11 @@ def _opened(file: BinaryIO, name: str) -> Iterator[Image.Image]:
 
 
 def _orientation(picture: Image.Image) -> int:
-    return picture.getexif().get(ExifTags.Base.Orientation, 1)
+    """EXIF's orientation of a picture; 1, "upright", if it has none or its EXIF data are damaged."""
+    try:
+        return picture.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # of many types, as for the pixels
+        return 1
 
 
 def _upright(picture: Image.Image) -> Image.Image:

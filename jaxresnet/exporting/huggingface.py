@@ -199,5 +199,5 @@ def _training(request: Request) -> str:
     if origin.initial:
         checkpoint += f" The training began with the weights of {escape_markdown(origin.initial)}."
     if origin.frozen_stages:
-        checkpoint += f" The stem and {origin.frozen_stages} of the stages stayed as they were in these."
+        checkpoint += f" The stem and the first {origin.frozen_stages} of its stages kept these weights."
     return f"By {program}, with this configuration.{checkpoint}"

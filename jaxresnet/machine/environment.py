@@ -39,7 +39,8 @@ class Start:
     devices. `jax_variables` are the environment variables that set JAX, whose names begin with JAX_. `processes` is the
     number of processes that the devices belong to. These fields are None until they are known: `compile_seconds`,
     before the first step; `train_seconds`, without compilation and evaluation, up to the last save; `seconds` of the
-    whole start but the imports, if it came to its end or was stopped; `peak_device_bytes`, which stays None on a CPU.
+    whole start from the call of `jaxresnet.fit.fit` on, if it came to its end or was stopped; `peak_device_bytes`,
+    which stays None on a CPU.
     """
 
     started: str

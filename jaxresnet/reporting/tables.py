@@ -46,7 +46,7 @@ def comparison_table(groups: Sequence[RunGroup]) -> list[tuple[str, ...]]:
     rows = [
         (
             "runs",
-            "runs",
+            "number",
             "epochs",
             "split",
             "last epoch (%)",

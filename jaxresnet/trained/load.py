@@ -138,17 +138,20 @@ def load_run(
     plan = folder.require_plan()
     if average and not plan.config.optimizer.ema_decay:
         raise UserError(f"the run in {workdir} keeps no average of its weights: optimizer.ema_decay is 0")
-    yet = "" if folder.epochs.read() else " yet: it appears after the run's first epoch"
-    missing = UserError(f"no checkpoint in {workdir}{yet}")
+
+    def missing() -> UserError:
+        yet = "" if folder.epochs.read() else " yet: it appears after the run's first epoch"
+        return UserError(f"no checkpoint in {workdir}{yet}")
+
     if not folder.checkpoints.is_dir():
-        raise missing
+        raise missing()
     template = state_template(make_learner(plan), replicated(mesh)).variables
     from jaxresnet.runs.checkpoint import Checkpoints  # loads orbax, which a weights file does not need
 
     with Checkpoints(folder.checkpoints, folder.identity(plan.config), read_only=True) as checkpoints:
         saved = checkpoints.saved_steps()
         if not saved:
-            raise missing
+            raise missing()
         step = _chosen_step(checkpoint, saved, checkpoints.best_step(), folder.path)
         try:
             variables = checkpoints.restore_variables(step, template, average=average)

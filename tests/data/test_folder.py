@@ -20,7 +20,6 @@ from jaxresnet.data.splits import load_split, load_splits
 from jaxresnet.errors import UserError
 from jaxresnet.evaluate import changed_data
 from jaxresnet.fit import fit
-from jaxresnet.machine.hosts.peers import Peers
 from jaxresnet.plan import resolve
 from jaxresnet.runs.records import EpochRecord, EvaluationRecord, write_evaluation
 from jaxresnet.runs.workdir import Workdir
@@ -239,13 +238,16 @@ def test_a_run_on_a_folder_goes_on_unless_the_pictures_change(
         fit(config, workdir)
 
     network: Any = SimpleNamespace(info=plan.info)  # as evaluate asks
-    assert changed_data(network, open_source(config.data), Peers()).startswith("the classes cow are new")
+    assert changed_data(network, open_source(config.data)).startswith("the classes cow are new")
     shutil.rmtree(folder / "cow")
-    assert (
-        changed_data(network, open_source(config.data), Peers()) == "images or labels differ, or their order"
-    )
+    assert changed_data(network, open_source(config.data)) == "images or labels differ, or their order"
     (folder / "cat" / "99.png").rename(folder / "cat" / "3.png")
-    assert changed_data(network, open_source(config.data), Peers()) == ""
+    assert changed_data(network, open_source(config.data)) == ""
+    (folder / "cat" / "1.png").write_bytes(b"")
+    problem = (
+        f"its training images cannot be compared: {folder}/cat/1.png: expected a picture in a format that"
+    )
+    assert changed_data(network, open_source(config.data)).startswith(problem)
 
     folder.rename(tmp_path / "gone")
     assert Workdir(workdir).require_plan() == plan

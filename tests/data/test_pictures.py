@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import EpsImagePlugin, Image
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from jaxresnet.data.pictures import (
     find_pictures,
@@ -165,6 +166,23 @@ def test_damaged_metadata_do_no_harm_to_the_picture(tmp_path: Path, tag: bytes):
     path.write_bytes(content.replace(b"\x01\x0e\x00\x02", tag + b"\x00\x02"))
     np.testing.assert_array_equal(read_picture(path, SHAPE, "squash"), turned)
     assert turned[0, 4, 0] > 240
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.webp", "a.jpg"])
+def test_exif_data_that_are_none_do_no_harm_either(tmp_path: Path, name: str):
+    path = saved(tmp_path / name, red_left(), exif=b"Exif\0\0garbage")
+    assert picture_size(path) == (8, 16)
+    assert read_picture(path, SHAPE, "squash").shape == SHAPE
+
+
+def test_a_tiff_that_xmp_turns_has_the_size_that_is_read(tmp_path: Path):
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    tags = ImageFileDirectory_v2()
+    tags[700] = xmp
+    tags.tagtype[700] = 1
+    path = saved(tmp_path / "a.tiff", red_left(), tiffinfo=tags)
+    assert picture_size(path) == (16, 8)
+    assert read_picture(path, SHAPE, "squash")[0, 4].tolist() == [255, 0, 0]
 
 
 def test_no_other_program_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -213,7 +213,7 @@ def test_a_card_says_what_was_frozen_rounded_and_not_measured(make_request: Any)
     sizes = {"resolution.sizes": (4,), "resolution.shares": (0.5,)}
     origin = Origin(initial="letters", frozen_stages=1)
     card = huggingface.model_card(make_request(sizes, origin=origin), "a", "Use it.")
-    assert "with the weights of letters. The stem and 1 of the stages stayed as they were in these.\n" in card
+    assert "with the weights of letters. The stem and the first 1 of its stages kept these weights.\n" in card
     assert "## Accuracy\n\nIt was not measured.\n" in card
     assert "It was trained on images of 8 x 8 pixels of that data set, at first on smaller ones; on" in card
     card = huggingface.model_card(make_request(origin=Origin(accuracy=0.5, half=True)), "a", "Use it.")

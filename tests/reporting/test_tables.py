@@ -27,7 +27,7 @@ def test_a_group_is_a_row_of_means_and_deviations(tiny_config: Config):
     ]
     wide = [history(tiny_config, "wide", [0.9], **{"model.stem_channels": 8})]
     header, first, second = comparison_table([RunGroup("plain", seeds), RunGroup("wide", wide)])
-    assert header[1] == "runs"  # not seeds: they may be repetitions
+    assert header[:2] == ("runs", "number")  # not of seeds: they may be repetitions
     assert header[4:6] == ("last epoch (%)", "best epoch (%)")
     # The standard deviation of (40, 60) over n - 1 is 14.14, of (50, 60) 7.07; 2 x 30 s are a minute.
     assert first == (

@@ -1,6 +1,7 @@
 """A run's folder from a stranger: nothing in it is followed, waited for or overwritten through a link."""
 
 import os
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 
@@ -91,11 +92,12 @@ def test_a_link_among_the_checkpoints_is_refused(tmp_path: Path, state: TrainSta
     assert victim.read_text() == "mine"
 
 
-def test_what_is_written_goes_through_no_link(tmp_path: Path):
+def test_what_is_written_goes_through_no_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(secrets, "token_hex", lambda _: "01234567")  # as if they could be guessed
     victim = tmp_path / "victim"
     victim.write_text("mine")
     (tmp_path / "run").mkdir()
-    for name in ("lock", "config.toml.tmp", "dataset.json.tmp"):
+    for name in ("lock", "config.toml.01234567.tmp", "dataset.json.01234567.tmp"):
         (tmp_path / "run" / name).symlink_to(victim)
     with (
         pytest.raises(UserError, match=r"expected a file, found a link: .*/run/lock$"),
@@ -103,7 +105,7 @@ def test_what_is_written_goes_through_no_link(tmp_path: Path):
     ):
         pass
     (tmp_path / "run" / "lock").unlink()
-    (tmp_path / "run" / "dataset.json.tmp").unlink()
+    (tmp_path / "run" / "dataset.json.01234567.tmp").unlink()
     with Workdir(tmp_path / "run").open(PLAN):
         assert kind_of(tmp_path / "run" / "config.toml") == "a file"
     (tmp_path / "page").symlink_to(victim)

@@ -7,7 +7,8 @@ The networks have a quarter of the paper's width and train for ten epochs of CIF
 out, and the accuracies are of these. `table` copies the configuration and the epochs of each run that is done to
 OUTPUT/runs, and makes the table of all that are there, so that it can grow by runs of several machines. `commands`
 prints the runs that are still missing there as arguments of `python -m jaxresnet.train`, seed by seed, for who has a
-queue of his own.
+queue of his own. On a CPU, two runs with one core and `--cpu-devices 1` each train 490 images a second together, one
+run on both cores 430.
 """
 
 import argparse

@@ -16,6 +16,7 @@ import json
 import shlex
 import shutil
 import statistics
+import textwrap
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -165,20 +166,19 @@ def write_table(workdir: Path, output: Path) -> None:
         sure = f"{spread / len(differences[name]) ** 0.5:.2f}" if known else ""
         rows.append((name, changed or "-", str(len(values)), mean_and_spread(values, 100), against, sure))
     errors = (
-        f" Their standard error is from the spread that all parts share, {spread:.2f} points."
+        f"Their standard error is from the spread that all parts share, {spread:.2f} points. "
         if spread
         else ""
     )
-    text = f"""# What each part of a recipe brings
-
-`configs/{RECIPE}.toml` at a quarter of the width for {EPOCHS} epochs of CIFAR-10, with one part changed. The accuracies
-are of {HELD_OUT:,} held-out training images after the last epoch, mean ± standard deviation over the seeds. The
-differences are to the recipe with the same seed, in points.{errors} The recipe's own runs are in every difference, so
-the errors of the rows go together. The runs' configurations and epochs are in [runs](runs). Made by `python
-benchmarks/recipe_parts.py`.
-
-{as_markdown(rows)}
-{_of_statistics(output)}{_still_missing(accuracies)}"""
+    about = (
+        f"`configs/{RECIPE}.toml` at a quarter of the width for {EPOCHS} epochs of CIFAR-10, with one part changed. The "
+        f"accuracies are of {HELD_OUT:,} held-out training images after the last epoch, mean ± standard deviation over "
+        f"the seeds. The differences are to the recipe with the same seed, in points. {errors}The recipe's own runs are "
+        "in every difference, so the errors of the rows go together. The runs' configurations and epochs are in "
+        "[runs](runs). Made by `python benchmarks/recipe_parts.py`."
+    )
+    parts = [about, as_markdown(rows), _of_statistics(output), _still_missing(accuracies)]
+    text = "\n\n".join(["# What each part of a recipe brings", *filter(None, map(_wrapped, parts))]) + "\n"
     write_whole(output / "README.md", text)
     write_json(
         output / "accuracies.json",
@@ -195,17 +195,22 @@ def _of_statistics(output: Path) -> str:
     kept, computed = (
         mean_and_spread([run[way] for run in runs], 100) for way in ("average", "average, computed anew")
     )
-    return f"""
-The average keeps averages of BatchNorm's statistics, too, and so has {kept} % ({len(runs)} seeds). With statistics
-computed anew for the averaged weights it would have {computed} % ([{file.name}]({file.name}), by `python
-benchmarks/average_statistics.py`).
-"""
+    return (
+        f"The average keeps averages of BatchNorm's statistics, too, and so has {kept} % ({len(runs)} seeds). With "
+        f"statistics computed anew for the averaged weights it would have {computed} % ([{file.name}]({file.name}), by "
+        "`python benchmarks/average_statistics.py`)."
+    )
 
 
 def _still_missing(accuracies: Collection[str]) -> str:
     """A paragraph with the parts without a run beside the recipe's, if there are any."""
     missing = ", ".join(f"`{name}`" for name in PARTS if name not in accuracies)
-    return f"\nNot trained yet: {missing}.\n" if missing else ""
+    return f"Not trained yet: {missing}." if missing else ""
+
+
+def _wrapped(text: str) -> str:
+    """A paragraph in lines of 120 characters; a table as it is."""
+    return text if text.startswith("|") else textwrap.fill(text, 120, break_on_hyphens=False)
 
 
 if __name__ == "__main__":

@@ -171,11 +171,11 @@ def write_table(workdir: Path, output: Path) -> None:
         else ""
     )
     about = (
-        f"`configs/{RECIPE}.toml` at a quarter of the width for {EPOCHS} epochs of CIFAR-10, with one part changed. The "
-        f"accuracies are of {HELD_OUT:,} held-out training images after the last epoch, mean ± standard deviation over "
-        f"the seeds. The differences are to the recipe with the same seed, in points. {errors}The recipe's own runs are "
-        "in every difference, so the errors of the rows go together. The runs' configurations and epochs are in "
-        "[runs](runs). Made by `python benchmarks/recipe_parts.py`."
+        f"`configs/{RECIPE}.toml` at a quarter of the width for {EPOCHS} epochs of CIFAR-10, with one part changed. "
+        f"The accuracies are of {HELD_OUT:,} held-out training images after the last epoch, mean ± standard deviation "
+        f"over the seeds. The differences are to the recipe with the same seed, in points. {errors}The recipe's own "
+        "runs are in every difference, so the errors of the rows go together. The runs' configurations and epochs are "
+        "in [runs](runs). Made by `python benchmarks/recipe_parts.py`."
     )
     parts = [about, as_markdown(rows), _of_statistics(output), _still_missing(accuracies)]
     text = "\n\n".join(["# What each part of a recipe brings", *filter(None, map(_wrapped, parts))]) + "\n"

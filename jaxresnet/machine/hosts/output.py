@@ -11,6 +11,9 @@ _DOOMED = ("coordination_service", "JAX distributed service")
 """JAX's engine says one of these on stderr, and twenty lines more, before it ends the process because another one is
 lost. `jaxresnet.machine.hosts.presence` tells that in one line."""
 
+_CONNECTING = ("[Gloo]", "peer ranks")
+"""gloo says one of these as it connects. Its threads write into each other's lines, so that one may lack the first."""
+
 
 class Output:
     """Takes over this process's standard streams, for commands only.
@@ -57,5 +60,5 @@ class Output:
         with open(read, encoding="utf-8", errors="backslashreplace") as lines:
             for line in lines:
                 doomed = doomed or any(words in line for words in _DOOMED)
-                if not doomed and not line.startswith("[Gloo]"):
+                if not doomed and line.strip() and not any(words in line for words in _CONNECTING):
                     tell(line.rstrip("\n"))

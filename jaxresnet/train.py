@@ -82,10 +82,9 @@ def train_command(args: argparse.Namespace, peers: Peers) -> None:
     with StopSignal(notice if peers.first else "") as stop:
         if folder.finished(config.epochs) is None:
             # In the run's own configuration, their number is not a wish but a record.
-            asked = config if own is None or "cpu_devices" in setting_arguments(args) else None
-            cpu_devices = peers.told(
-                chosen_cpu_devices(asked or config.replace({"cpu_devices": 0}), folder.config(), peers.count)
-            )
+            recorded = own is not None and "cpu_devices" not in setting_arguments(args)
+            asked = config.replace({"cpu_devices": 0}) if recorded else config
+            cpu_devices = peers.told(chosen_cpu_devices(asked, folder.config(), peers.count))
             mesh = start_devices(args.device, cpu_devices // peers.count)
             use_compilation_cache()
         fit(config, folder.path, mesh, stop, source, peers)

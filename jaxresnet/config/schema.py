@@ -5,6 +5,7 @@ Checks that need the data set are in `jaxresnet.plan`.
 """
 
 import difflib
+import functools
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -23,7 +24,6 @@ Depth = Annotated[int, Field(ge=1, le=1_000)]
 
 MOST_BLOCKS = 1_000
 """Of all stages together. To trace a network of as many takes some twenty seconds."""
-
 
 LONGEST_SHOWN = 200
 """Characters of a wrong value that an error shows."""
@@ -221,9 +221,7 @@ class Config(_Section):
                 f"{len(model.stage_blocks)}, {len(model.stage_channels)} and {len(model.stage_strides)}"
             )
         if (blocks := sum(model.stage_blocks)) > MOST_BLOCKS:
-            problems.append(
-                f"model.stage_blocks: expected at most {MOST_BLOCKS} blocks in all, found {blocks}"
-            )
+            problems.append(f"model.stage_blocks: expected at most {MOST_BLOCKS} in all, found {blocks}")
         if model.stem_kernel % 2 == 0:
             problems.append(f"model.stem_kernel: expected an odd number, found {model.stem_kernel}")
         if self.augment.alternating_flip and not self.augment.horizontal_flip:
@@ -268,9 +266,7 @@ def setting_error(error: ValidationError, source: str = "") -> UserError:
         if item["type"] == "value_error":
             lines += item["msg"].removeprefix("Value error, ").splitlines()
         elif item["type"] == "extra_forbidden":
-            fields = setting_fields()
-            sections = {name.partition(".")[0] for name in fields if "." in name}
-            near = difflib.get_close_matches(path, [*fields, *sections], n=1)
+            near = difflib.get_close_matches(path, [*setting_fields(), *Config.model_fields], n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             lines.append(f"{path}: no such setting{hint}")
         else:
@@ -283,27 +279,18 @@ def setting_error(error: ValidationError, source: str = "") -> UserError:
 
 def setting_fields() -> dict[str, FieldInfo]:
     """The pydantic field of every setting, by dotted name."""
-
-    def below(section: type[BaseModel], prefix: str) -> dict[str, FieldInfo]:
-        fields: dict[str, FieldInfo] = {}
-        for name, field in section.model_fields.items():
-            if isinstance(field.default, BaseModel):
-                fields |= below(type(field.default), f"{prefix}{name}.")
-            else:
-                fields[prefix + name] = field
-        return fields
-
-    return below(Config, "")
+    fields: dict[str, FieldInfo] = {}
+    for name, field in Config.model_fields.items():
+        if isinstance(section := field.default, _Section):
+            fields |= {f"{name}.{key}": below for key, below in type(section).model_fields.items()}
+        else:
+            fields[name] = field
+    return fields
 
 
 def setting_values(config: Config) -> dict[str, Any]:
     """The value of every setting, by dotted name."""
-    dump = config.model_dump()
-    values = {}
-    for name in setting_fields():
-        section, _, key = name.rpartition(".")
-        values[name] = dump[section][key] if section else dump[key]
-    return values
+    return {name: functools.reduce(getattr, name.split("."), config) for name in setting_fields()}
 
 
 def differing_settings(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:

@@ -269,7 +269,7 @@ def test_an_absurd_depth_is_refused_and_a_pipe_is_not_waited_for(tmp_path: Path)
     write_header(path, "[model]\n" + "\n".join(f"stage_{line}" for line in stages))
     with pytest.raises(UserError) as caught:
         load_weights(path)
-    expected = f"{path}: model.stage_blocks: expected at most 1000 blocks in all, found 200000"
+    expected = f"{path}: model.stage_blocks: expected at most 1000 in all, found 200000"
     assert (str(caught.value), caught.value.exit_code) == (expected, 2)
     write_header(path, "#" * 2**21)
     with pytest.raises(

@@ -122,7 +122,8 @@ def make_parser() -> ArgumentParser:
         choices=["none", "flip", "six"],
         default="none",
         help="test-time augmentation, told beside the plain result. flip: the mean of an image's logits and of its "
-        "mirror image's. six: these, and both shifted by a pixel up and left, and down and right (default: none)",
+        "mirror image's. six: these, and the image shifted by a pixel up and left, and down and right, each "
+        "with its mirror image (default: none)",
     )
     parser.add_argument(
         "--average",

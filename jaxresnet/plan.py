@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxresnet.config.files import load_config
-from jaxresnet.config.schema import Config
+from jaxresnet.config.schema import LARGEST_IMAGE, Config
 from jaxresnet.data.info import DatasetInfo
 from jaxresnet.data.resolution import Phase, Size, phases_of, problems_of
 from jaxresnet.data.sources import SOURCES, open_source
@@ -105,11 +105,13 @@ def _problems(plan: Plan) -> list[str]:
         problems.append(
             f"freeze_stages: expected at most the {stages} stages of the network, found {config.freeze_stages}"
         )
-    if any(side % total_stride for side in info.image_shape[:2]):
+    if sides := [side for side in info.image_shape[:2] if side % total_stride]:
         fitting = -(-size // total_stride) * total_stride
-        hint = "" if info.name in SOURCES else f"; data.image_size {fitting} would fit"
+        possible = info.name not in SOURCES and fitting <= LARGEST_IMAGE
+        hint = f"; data.image_size {fitting} would fit" if possible else ""
         problems.append(
-            f"model.stage_strides: expected a product that divides the image size {size}, found {total_stride}{hint}"
+            f"model.stage_strides: expected a product that divides the image size {sides[0]}, "
+            f"found {total_stride}{hint}"
         )
     problems += problems_of(config.resolution, info.image_shape[:2], total_stride)
     if config.augment.crop_padding >= size:

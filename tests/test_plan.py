@@ -137,6 +137,14 @@ def test_the_sizes_of_oblong_images_are_their_shorter_sides():
 def test_strides_divide_both_sides_of_an_image():
     oblong = dataclasses.replace(INFO, image_shape=(32, 24, 3))
     assert resolve(Config(), oblong).info.image_shape == (32, 24, 3)
+    wide = dataclasses.replace(INFO, name="folder", image_shape=(64, 100, 3))
+    with pytest.raises(
+        UserError, match=r"divides the image size 100, found 8; data.image_size 64 would fit$"
+    ):
+        resolve(Config(), wide)
+    strides = {"model.stage_strides": (1, 2, 64, 64)}
+    with pytest.raises(UserError, match=r"divides the image size 64, found 8192$"):  # 8192 would be refused
+        resolve(Config().replace(strides), wide)
     with pytest.raises(UserError, match="divides the image size 24, found 16"):
         resolve(Config().replace({"model.stage_strides": (2, 2, 2, 2)}), oblong)
 

@@ -70,10 +70,11 @@ def parse_config(text: str, source: str = "") -> Config:
     """
     try:
         # By way of JSON: there pydantic's strict mode accepts a list for a tuple and 1 for 1.0, but neither "40" nor
-        # true for 40.
-        return Config.model_validate_json(
-            json.dumps(tomllib.loads(text), default=str, ensure_ascii=False), strict=True
+        # true for 40. Dates and times, which JSON does not have, become what no setting takes.
+        values = json.dumps(
+            tomllib.loads(text), default=lambda value: {"date or time": str(value)}, ensure_ascii=False
         )
+        return Config.model_validate_json(values, strict=True)
     except ValidationError as error:
         raise setting_error(error, source) from None
     except (ValueError, RecursionError) as error:  # tomllib's own, a number too long, nesting too deep

@@ -55,7 +55,7 @@ class ArgumentParser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
-        """Raise UserError. argparse itself would print the usage of thirty flags and exit."""
+        """Raise UserError. argparse itself would print the usage of all flags and exit."""
         raise UserError(f"{message} (see --help)", exit_code=2)
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:

@@ -1,6 +1,5 @@
 """The typed, frozen configuration: every setting with its default, unit and bounds.
 
-The defaults are the paper's recipe with decoupled weight decay; `configs/paper.toml` lists them with their sources.
 Checks that need the data set are in `jaxresnet.plan`.
 """
 
@@ -21,6 +20,9 @@ PositiveInt = Annotated[int, Field(ge=1, le=MOST)]
 Count = Annotated[int, Field(ge=0, le=MOST)]
 Width = Annotated[int, Field(ge=1, le=65_536)]
 Depth = Annotated[int, Field(ge=1, le=1_000)]
+
+LARGEST_IMAGE = 4096
+"""Side in pixels that images can be resized to."""
 
 MOST_BLOCKS = 1_000
 """Of all stages together. To trace a network of as many takes some twenty seconds."""
@@ -66,7 +68,7 @@ class DataConfig(_Section):
     dir: Annotated[str, Field(max_length=4096)] = ""  # with a bound, pydantic also refuses what is not UTF-8
     """Folder of the prepared TFDS data sets. Empty: $TFDS_DATA_DIR if set, else ~/tensorflow_datasets. For the data
     set folder: that with the pictures, in train/CLASS and test/CLASS, or in CLASS."""
-    image_size: Annotated[int, Field(ge=0, le=4096)] = 0
+    image_size: Annotated[int, Field(ge=0, le=LARGEST_IMAGE)] = 0
     """Side of the images in pixels; others are resized to it, and cropped to a square. 0: the data set's own."""
     validation_examples: Count = 0
     """Number of training examples held out for validation. They are stratified and the same for every seed."""
@@ -175,7 +177,7 @@ class CheckpointConfig(_Section):
 
 
 class Config(_Section):
-    """All settings of one run. The defaults are the paper's recipe (configs/paper.toml)."""
+    """All settings of one run. The defaults are the paper's recipe with decoupled weight decay (configs/paper.toml)."""
 
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of initialisation, example order, augmentation and dropout."""
@@ -270,7 +272,8 @@ def setting_error(error: ValidationError, source: str = "") -> UserError:
             hint = f"; did you mean {near[0]}?" if near else ""
             lines.append(f"{path}: no such setting{hint}")
         else:
-            expected = item["msg"].removeprefix("Input should be ").replace("Input ", "")
+            expected = item["msg"].removeprefix("Input should be ").removeprefix("String should have ")
+            expected = expected.replace("Input ", "")
             found = repr(item["input"])
             found = found if len(found) <= LONGEST_SHOWN else f"{found[:LONGEST_SHOWN]}..."
             lines.append(f"{path}: expected {expected}, found {found}")
@@ -281,10 +284,8 @@ def setting_fields() -> dict[str, FieldInfo]:
     """The pydantic field of every setting, by dotted name."""
     fields: dict[str, FieldInfo] = {}
     for name, field in Config.model_fields.items():
-        if isinstance(section := field.default, _Section):
-            fields |= {f"{name}.{key}": below for key, below in type(section).model_fields.items()}
-        else:
-            fields[name] = field
+        section = type(field.default).model_fields if isinstance(field.default, _Section) else {}
+        fields |= {f"{name}.{key}": each for key, each in section.items()} or {name: field}
     return fields
 
 

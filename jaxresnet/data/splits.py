@@ -72,7 +72,8 @@ def load_splits(source: Source, names: Collection[str], validation_examples: int
     """Load the splits "train", "validation" and "test" as far as they are in `names`; other names are ignored.
 
     "validation" is the hold-out of `validation_examples` training examples, and "train" is the rest. Raises UserError
-    (exit code 1) if the data set cannot be obtained, is damaged, or does not agree with its facts.
+    (exit code 1) if the data set cannot be obtained, is damaged, does not agree with its facts, or if the hold-out has
+    all examples of a class.
     """
     splits = {}
     if "test" in names:
@@ -81,6 +82,12 @@ def load_splits(source: Source, names: Collection[str], validation_examples: int
         whole = _read_checked(source, "train")
         held_out = np.zeros(len(whole.labels), bool)
         held_out[holdout_indices(whole.labels, validation_examples)] = True
+        if used_up := set(whole.labels) - set(whole.labels[~held_out]):
+            names = listed([source.outline.class_names[label] for label in sorted(used_up)])
+            raise UserError(
+                f"data.validation_examples: expected training examples of each class beside the {validation_examples} "
+                f"held out, found none of {names}: add examples to it, or leave it out"
+            )
         for name in parts:
             keep = held_out if name == "validation" else ~held_out
             splits[name] = whole if keep.all() else Split(whole.images[keep], whole.labels[keep])

@@ -139,7 +139,8 @@ def make_predict(model: ResNet, info: DatasetInfo, views: Views = "none") -> Pre
             return logits_of(images)
         # One after the other, so that the program holds the network once, and memory one view.
         logits = jax.lax.map(logits_of, jnp.stack(views_of(images, views)))
-        return jnp.einsum("v,vbc->bc", jnp.asarray(VIEW_WEIGHTS[views]), logits)
+        weights = jnp.asarray(VIEW_WEIGHTS[views])
+        return jnp.einsum("v,vbc->bc", weights, logits, precision=jax.lax.Precision.HIGHEST)
 
     return predict
 
@@ -147,8 +148,8 @@ def make_predict(model: ResNet, info: DatasetInfo, views: Views = "none") -> Pre
 def views_of(images: jax.Array, views: Views) -> list[jax.Array]:
     """Views of images [B, H, W, C], each of the same shape, with the weights VIEW_WEIGHTS[views].
 
-    "flip": the image and its mirror image. "six": these, and both of them shifted by one pixel up and to the left, and
-    down and to the right, with the border reflected (Jordan 2024, arXiv:2404.00498).
+    "flip": the image and its mirror image. "six": these, and the image shifted by one pixel up and to the left, and
+    down and to the right, with the border reflected, each with its mirror image (Jordan 2024, arXiv:2404.00498).
     """
     shifted = []
     if views == "six":

@@ -48,6 +48,16 @@ def test_a_split_need_not_have_examples_of_each_class(monkeypatch: pytest.Monkey
     np.testing.assert_array_equal(load_split(DIGITS, "train").labels, few.labels)
 
 
+def test_a_hold_out_of_all_examples_of_a_class_is_refused(monkeypatch: pytest.MonkeyPatch):
+    labels = np.where(np.arange(1442) == 700, 7, 2)
+    monkeypatch.setattr(
+        Digits, "read", lambda self, split: Split(np.zeros((1442, 32, 32, 3), np.uint8), labels)
+    )
+    assert 7 in load_splits(DIGITS, {"train"})["train"].labels
+    with pytest.raises(UserError, match="each class beside the 100 held out, found none of 7: add examples"):
+        load_splits(DIGITS, {"train", "validation"}, validation_examples=100)
+
+
 @pytest.mark.parametrize(
     ("images", "labels", "problem"),
     [

@@ -102,6 +102,12 @@ def test_grey_images_of_one_channel_are_taken_too():
     )
 
 
+@pytest.mark.parametrize("shape", [(3, 1, 1, 3), (3, 8, 1, 3), (3, 1, 8, 1), (3, 2, 5, 4)])
+def test_images_without_inner_pixels_are_not_sharpened(shape: tuple[int, ...]):
+    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    np.testing.assert_array_equal(colour.sharpen(tf.constant(images), tf.constant([0.0, 0.5, 2.0])), images)
+
+
 def test_no_image_is_no_problem():
     none, factors = tf.zeros([0, 32, 32, 3], tf.uint8), tf.zeros([0])
     for operation in (colour.brighten, colour.saturate, colour.change_contrast, colour.sharpen):

@@ -2,8 +2,8 @@
 
 It prints accuracy with its 95 % interval, loss and the accuracy of each class. It writes accuracies, loss and confusion
 matrix to evaluation.json (or evaluation_best.json, evaluation_STEP.json) in the workdir, and nothing else there. In
-place of the folder of a run it takes a safetensors file. If --data.dir names other images than those of the training,
-the workdir stays as it is.
+place of the folder of a run it takes a safetensors file. If the data is not that of the training, the workdir stays as
+it is: with --data.dir all images are compared, else their numbers.
 """
 
 if __name__ == "__main__":  # first, because the imports below take half a second
@@ -111,8 +111,8 @@ def make_parser() -> ArgumentParser:
         "--output",
         type=Path,
         metavar="FILE",
-        help="JSON file to write (default: evaluation.json in the workdir; none with --weights, or if --data.dir names "
-        "other images than those of the training)",
+        help="JSON file to write (default: evaluation.json in the workdir; none with --weights, or if the data is not "
+        "that of the training)",
     )
     parser.add_argument(
         "--batch-size", type=int, metavar="INT", help="images per step; it does not change the result"
@@ -177,7 +177,7 @@ def evaluate_command(args: argparse.Namespace, plan: Plan | None, peers: Peers) 
             )
     print(as_text(record), flush=True)  # before what may go to the same place, such as /dev/stdout
     if output is not None and peers.first:
-        if args.data_dir and output != args.output and (news := changed_data(network, source)):
+        if output != args.output and (news := changed_data(network, source, whole=bool(args.data_dir))):
             tell(
                 f"note: not the data of the training ({news}): {output.name} stays as it is; --output names a file"
             )
@@ -201,16 +201,19 @@ def load_chosen(args: argparse.Namespace, plan: Plan | None) -> "tuple[TrainedNe
     return network, args.output or Workdir(args.workdir).evaluation_path(checkpoint, average=args.average)
 
 
-def changed_data(network: "TrainedNetwork", source: "Source") -> str:
+def changed_data(network: "TrainedNetwork", source: "Source", *, whole: bool) -> str:
     """How a data set is another one than the network was trained on, in words; empty if it is the same.
 
-    A network can be evaluated on other images of the same classes, but that is not the result of its run. All images
-    are read for this, unless the data set is known in advance, and so was checked as it was read.
+    A network can be evaluated on other images of the same classes, but that is not the result of its run. With `whole`
+    all images are read and compared, else their numbers alone. A data set that is known in advance was checked as it
+    was read.
     """
-    from jaxresnet.data.info import changes
+    from jaxresnet.data.info import changes, known_changes
 
     if not network.info.digest:
         return ""
+    if not whole:
+        return known_changes(network.info, source.outline)
     try:
         return "" if source.info == network.info else changes(network.info, source.info)
     except UserError as error:

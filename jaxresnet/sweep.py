@@ -24,7 +24,7 @@ from jaxresnet.config.flags import (
     add_setting_arguments,
     setting_arguments,
 )
-from jaxresnet.config.schema import DataConfig
+from jaxresnet.config.schema import Config, DataConfig
 from jaxresnet.data.info import DatasetInfo
 from jaxresnet.data.sources import open_source
 from jaxresnet.engines.process import checked, problem_of, run_arguments, standing, train
@@ -179,7 +179,7 @@ def train_one(path: Path, plan: Plan, device: str, title: str) -> dict[Path, str
 def planned_runs(
     configs: Sequence[Path], seeds: Sequence[int], workdir: Path, settings: Mapping[str, Any]
 ) -> dict[Path, Plan]:
-    """The runs of a sweep in their order: workdir to plan, with the facts of the data that need no images.
+    """The runs of a sweep in their order: workdir to plan, with the facts of the data as far as they are known.
 
     Raises UserError (exit code 2) if a configuration is wrong, two runs would have the same workdir, or a file's name
     cannot be that of a folder in `workdir`.
@@ -196,10 +196,21 @@ def planned_runs(
                 raise UserError(f"expected files and seeds that differ, found two runs for {path}", 2)
             config = load_config(file).replace({**settings, "seed": seed})
             config = with_initial_model(config, Workdir(path))
-            if config.data not in facts:
+            recorded = recorded_facts(path, config)
+            if recorded is None and config.data not in facts:
                 facts[config.data] = open_source(config.data, f"{file}: ").outline
-            runs[path] = resolve(config, facts[config.data], f"{file}: ")
+            runs[path] = resolve(config, recorded or facts[config.data], f"{file}: ")
     return runs
+
+
+def recorded_facts(path: Path, config: Config) -> DatasetInfo | None:
+    """The facts of the data of the run of `config` that is in `path`, so that a finished run does not need its data.
+
+    None if there is no such run. What is wrong with the folder is told later.
+    """
+    with contextlib.suppress(UserError, OSError):
+        return Workdir(path).facts(config)
+    return None
 
 
 def refuse_other_runs(runs: Mapping[Path, Plan]) -> None:

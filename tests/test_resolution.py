@@ -216,6 +216,8 @@ def test_the_report_says_where_the_size_changes(config: Config):
     # Batches of 120 from 1,442 images: steps 6 and 14 are in the middle of an epoch and after one.
     assert curve_marks([group]) == pytest.approx([6 * 120 / 1442, 14 * 120 / 1442])
     assert curve_marks([group, group]) == []
-    note = "the size of the training images changes (16 x 16 pixels, 24 x 24 pixels, 32 x 32 pixels)"
-    assert note in str(curves_section([group]))
+    sizes = "16 x 16 pixels, 24 x 24 pixels, 32 x 32 pixels"
+    assert f"the size of the training images changes ({sizes}), as planned for 2 epochs." in str(
+        curves_section([group])
+    )
     assert "Dotted" not in str(curves_section([group, group]))

@@ -1,5 +1,6 @@
 """The facts of a data set: all that a network needs to know about its data."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -82,6 +83,15 @@ def changes(before: DatasetInfo, now: DatasetInfo) -> str:
     return (
         "; ".join(words) or f"mean and std were {before.mean} and {before.std}, are {now.mean} and {now.std}"
     )
+
+
+def known_changes(before: DatasetInfo, outlined: DatasetInfo) -> str:
+    """What differs between the facts of a data set and what is known of another without its images, in words.
+
+    `outlined` is the outline of its source. Returns "" if nothing differs.
+    """
+    now = dataclasses.replace(outlined, mean=before.mean, std=before.std, digest=before.digest)
+    return "" if now == before else changes(before, now)
 
 
 def listed(names: Sequence[str]) -> str:

@@ -41,7 +41,12 @@ def run_arguments(path: Path, plan: Plan, device: str) -> list[str]:
 
 
 def problem_of(code: int, said: str) -> str:
-    """Why a run failed that ended with the exit code `code` and the last line `said`; "" if it did not fail."""
+    """Why a run failed that ended with the exit code `code` and the last line `said`; "" if it did not fail.
+
+    A process that was killed, perhaps because the memory was full, has not said why.
+    """
+    if code > 128:
+        return f"exit code {code}" + (f"; its last line: {said}" if said else "")
     return (said.removeprefix("error: ") or f"exit code {code}") if code else ""
 
 

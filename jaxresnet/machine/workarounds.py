@@ -1,9 +1,10 @@
 """Workarounds for the behaviour of other libraries, all in one place. Each says for which version, why, and until when.
 
-They change only a process that runs a command of this package: the commands call `own_process` first. A program that
-imports jaxresnet keeps its hooks, log levels, warnings and environment variables.
+What lasts changes only a process that runs a command of this package: the commands call `own_process` first. A program
+that imports jaxresnet keeps its hooks, log levels, warnings and environment variables.
 """
 
+import contextlib
 import ctypes
 import errno
 import functools
@@ -15,7 +16,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,21 @@ def _ignore_closed_loops(hook: Any, unraisable: Any) -> None:
     error = unraisable.exc_value
     if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
         hook(unraisable)
+
+
+@contextlib.contextmanager
+def read_only_unremarked() -> Iterator[None]:
+    """Inside the block, orbax-checkpoint 0.12 does not warn that a manager only reads, as it was asked to."""
+    logger = logging.getLogger("absl")
+    logger.addFilter(_not_of_reading)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_not_of_reading)
+
+
+def _not_of_reading(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith("Given directory is read only")
 
 
 def _not_of_checkpoints(record: logging.LogRecord) -> bool:

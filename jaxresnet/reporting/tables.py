@@ -60,7 +60,8 @@ def comparison_table(groups: Sequence[RunGroup]) -> list[tuple[str, ...]]:
         split = group.split
         done = [len(history.epochs) for history in group.histories]
         planned = group.histories[0].config.epochs
-        epochs = f"{planned}" if set(done) == {planned} else f"{min(done)}-{max(done)} of {planned}"
+        span = "-".join(str(number) for number in sorted({min(done), max(done)}))
+        epochs = span if span == str(planned) else f"{span} of {planned}"
         rows.append(
             (
                 group.name,

@@ -18,7 +18,7 @@ from orbax.checkpoint import checkpoint_managers
 from jaxresnet.disk import require_plain
 from jaxresnet.errors import UserError
 from jaxresnet.learning.state import ITEMS, TrainState, Variables
-from jaxresnet.machine.workarounds import first_reason, is_of_machine
+from jaxresnet.machine.workarounds import first_reason, is_of_machine, read_only_unremarked
 from jaxresnet.runs.integrity import (
     DamagedCheckpointError,
     accuracy_metrics,
@@ -63,7 +63,8 @@ def _open_manager(directory: Path, read_only: bool) -> ocp.CheckpointManager:
         multiprocessing_options=several,
         cleanup_tmp_directories=not read_only,
     )
-    return ocp.CheckpointManager(directory, options=options, item_names=(*ITEMS, "meta"))
+    with read_only_unremarked():
+        return ocp.CheckpointManager(directory, options=options, item_names=(*ITEMS, "meta"))
 
 
 def _read(

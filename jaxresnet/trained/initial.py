@@ -1,10 +1,12 @@
 """The weights that a new run begins with if its setting `init` names a trained network (fine-tuning).
 
 The network must have the blocks of the run's own, and images of as many channels. Its head is taken as well if both
-have the same classes in the same order. Nothing else is taken: neither the optimiser's state, nor step or average.
+have the same classes in the same order, or as many if a file does not name its classes. Nothing else is taken: neither
+the optimiser's state, nor step or average.
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -108,18 +110,29 @@ def load_initial(plan: Plan, mesh: "Mesh", recorded: InitialWeights | None = Non
     if theirs:
         _refuse_another_model(plan.config, theirs.config.model, ARCHITECTURE)
         _refuse_other_channels(plan, theirs)
-    network = load_network(source, mesh=mesh, plan=None if theirs else plan)
+    network = load_network(source, mesh=mesh, plan=None if theirs else _with_their_classes(plan))
     sha256 = checksum(network.variables)
     if recorded and recorded.sha256 != sha256:
         raise UserError(
             f"init: the run began with other weights of {source}: expected SHA-256 {recorded.sha256[:12]}, found "
             f"{sha256[:12]}: put them back, or name another --workdir to begin with these"
         )
-    same, reason = _compare_classes(plan.info.class_names, network.class_names)
+    same, reason = _compare_classes(plan.info.class_names, network.class_names, named=theirs is not None)
     params = {name: tree for name, tree in network.variables["params"].items() if same or name != "head"}
     return Initial(
         network.variables | {"params": params}, InitialWeights(source, network.step, sha256, same), reason
     )
+
+
+def _with_their_classes(plan: Plan) -> Plan:
+    """`plan` with as many classes as the file of another program has, which does not hold their names."""
+    from jaxresnet.trained.weights import head_shape
+
+    shape = head_shape(find_network(plan.config.init))
+    if shape is None or len(shape) != 2 or 0 in shape or shape[1] != plan.config.model.stage_channels[-1]:
+        return plan  # loading it tells what is wrong
+    names = tuple(map(str, range(shape[0])))
+    return dataclasses.replace(plan, info=dataclasses.replace(plan.info, class_names=names))
 
 
 def _refuse_another_model(config: Config, theirs: ModelConfig, names: Iterable[str]) -> None:
@@ -146,10 +159,15 @@ def _refuse_other_channels(plan: Plan, theirs: Plan) -> None:
         )
 
 
-def _compare_classes(here: tuple[str, ...], there: tuple[str, ...]) -> tuple[bool, str]:
-    """Whether the classes are the same in the same order, and that in words."""
+def _compare_classes(here: tuple[str, ...], there: tuple[str, ...], *, named: bool) -> tuple[bool, str]:
+    """Whether the classes are the same in the same order, and that in words.
+
+    If the names in `there` are not known (`named`), as many classes are taken for the same.
+    """
     if len(here) != len(there):
         return False, f"{len(there)} classes there, {len(here)} here"
+    if not named:
+        return True, f"{len(there)} classes there, too; their names are not known"
     for number, (ours, theirs) in enumerate(zip(here, there, strict=True)):
         if ours != theirs:
             return False, f"class {number} is {printable(theirs)} there, {printable(ours)} here"

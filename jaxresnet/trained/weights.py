@@ -255,6 +255,16 @@ def plan_in_file(path: Path | str) -> Plan | None:
         return _plan_in(metadata) if "config" in metadata else None
 
 
+def head_shape(path: Path | str) -> tuple[int, ...] | None:
+    """The shape of the head's matrix in a safetensors file, [classes, channels]; None if there is none.
+
+    Raises UserError if the file cannot be read.
+    """
+    with _opened(path) as file:
+        name = f"{_MODULES['head']}.weight"
+        return tuple(file.get_slice(name).get_shape()) if name in file.keys() else None  # noqa: SIM118 - no mapping
+
+
 @contextlib.contextmanager
 def _naming(path: Path | str) -> Iterator[None]:
     """UserErrors from inside the block get the name of the file, in each line."""

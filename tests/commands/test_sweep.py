@@ -9,15 +9,19 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers import children_of, run_command, start_command, wait_for_line
+from PIL import Image
 
 from jaxresnet import sweep as sweep_module
 from jaxresnet.config.files import dump_config, load_config
 from jaxresnet.config.flags import ArgumentParser, add_setting_arguments, setting_arguments, to_arguments
 from jaxresnet.config.schema import Config
+from jaxresnet.data.sources import open_source
+from jaxresnet.engines.process import problem_of
 from jaxresnet.errors import Interrupted, UserError
-from jaxresnet.plan import Plan
+from jaxresnet.plan import Plan, resolve
 from jaxresnet.runs.records import EpochLog, EpochRecord
 from jaxresnet.runs.workdir import Workdir
 from jaxresnet.sweep import planned_runs
@@ -191,6 +195,38 @@ def test_runs_of_other_settings_are_refused_before_anything_runs(
         configs, [0], workdir, {"epochs": 4, "checkpoint.every_minutes": 3}
     )  # which may change
     assert trained == ["plain/seed0", "other/seed0"]
+
+
+def test_runs_that_have_begun_are_planned_without_their_data(tmp_path: Path, tiny_config: Config):
+    """So that a sweep whose runs are all finished makes its table wherever the data is."""
+    for name in ("a/0", "a/1", "b/0", "b/1"):
+        file = tmp_path / "pictures" / f"{name}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(file)
+    file, workdir = tmp_path / "plain.toml", tmp_path / "runs"
+    data = {"data.name": "folder", "data.dir": str(tmp_path / "pictures"), "batch_size": 2}
+    config = tiny_config.replace(data | {"seed": 0})
+    file.write_text(dump_config(config))
+    begun = resolve(config, open_source(config.data).info)
+    with Workdir(workdir / "plain" / "seed0").open(begun):
+        (tmp_path / "pictures").rename(tmp_path / "elsewhere")
+    assert planned_runs([file], [0], workdir, {}) == {workdir / "plain" / "seed0": begun}
+    with pytest.raises(UserError, match="no folder"):
+        planned_runs([file], [0, 1], workdir, {})
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "problem"),
+    [
+        (0, "note: no compilation cache", ""),
+        (2, "error: epochs: expected a valid integer", "epochs: expected a valid integer"),
+        (1, "", "exit code 1"),
+        (137, "", "exit code 137"),
+        (137, "note: no compilation cache", "exit code 137; its last line: note: no compilation cache"),
+    ],
+)
+def test_a_failed_run_tells_why_as_far_as_it_is_known(code: int, said: str, problem: str):
+    assert problem_of(code, said) == problem
 
 
 def test_what_is_damaged_fails_alone(tmp_path: Path, configs: tuple[Path, Path], trained: list[str]):

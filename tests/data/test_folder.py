@@ -238,16 +238,23 @@ def test_a_run_on_a_folder_goes_on_unless_the_pictures_change(
         fit(config, workdir)
 
     network: Any = SimpleNamespace(info=plan.info)  # as evaluate asks
-    assert changed_data(network, open_source(config.data)).startswith("the classes cow are new")
+    assert changed_data(network, open_source(config.data), whole=True).startswith("the classes cow are new")
     shutil.rmtree(folder / "cow")
-    assert changed_data(network, open_source(config.data)) == "images or labels differ, or their order"
+    assert (
+        changed_data(network, open_source(config.data), whole=True)
+        == "images or labels differ, or their order"
+    )
+    assert changed_data(network, open_source(config.data), whole=False) == ""
+    picture(folder / "cat" / "100.png")
+    assert changed_data(network, open_source(config.data), whole=False) == "train_examples was 16, is 17"
+    (folder / "cat" / "100.png").unlink()
     (folder / "cat" / "99.png").rename(folder / "cat" / "3.png")
-    assert changed_data(network, open_source(config.data)) == ""
+    assert changed_data(network, open_source(config.data), whole=True) == ""
     (folder / "cat" / "1.png").write_bytes(b"")
     problem = (
         f"its training images cannot be compared: {folder}/cat/1.png: expected a picture in a format that"
     )
-    assert changed_data(network, open_source(config.data)).startswith(problem)
+    assert changed_data(network, open_source(config.data), whole=True).startswith(problem)
 
     folder.rename(tmp_path / "gone")
     assert Workdir(workdir).require_plan() == plan

@@ -54,6 +54,19 @@ def test_only_closed_event_loops_are_silent(error: Exception, told: bool):
     assert bool(heard) == told
 
 
+def test_only_the_remark_that_a_manager_reads_is_left_out(caplog: pytest.LogCaptureFixture):
+    logger = logging.getLogger("absl")
+    with caplog.at_level(logging.WARNING, "absl"), workarounds.read_only_unremarked():
+        logger.warning("Given directory is read only=%s", "folder")
+        logger.warning("else")
+    with caplog.at_level(logging.WARNING, "absl"):
+        logger.warning("Given directory is read only=%s", "later")
+    assert [record.getMessage() for record in caplog.records] == [
+        "else",
+        "Given directory is read only=later",
+    ]
+
+
 @pytest.mark.parametrize(
     ("message", "kept"),
     [

@@ -7,6 +7,7 @@ import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -198,6 +199,21 @@ def test_without_checkpoints_the_files_are_shown(finished: Path, tmp_path: Path)
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_other_data_than_that_of_the_training_is_not_mixed_in(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    evaluation = "jaxresnet.reporting.sections.evaluation"
+    grown = SimpleNamespace(outline=dataclasses.replace(INFO, test_examples=400))
+    monkeypatch.setattr(f"{evaluation}.reopen_source", lambda config, data_dir: grown)
+    monkeypatch.setattr(f"{evaluation}.load_split", lambda source, name, expected: None)
+    page = write_report(finished, tmp_path / "report")
+    text = page.read_text(encoding="utf-8")
+    assert "not shown: the data is not that of the training: test_examples was 355, is 400" in text
+    assert "on 355 test images" in text
+    assert not (page.parent / "mistakes.png").exists()
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_that_has_only_begun(tmp_path: Path, tiny_config: Config):
     (tmp_path / "config.toml").write_text(dump_config(tiny_config))
     page = write_report(tmp_path, tmp_path / "report")
@@ -281,7 +297,7 @@ def test_several_runs_are_compared(
     assert capsys.readouterr().out == f"written to {page}\n"
     table = rows(page)
     assert table["a"][3:6] == ["2", "2", "test"]
-    assert table["b"][3:5] == ["1", "0-0 of 2"]
+    assert table["b"][3:5] == ["1", "0 of 2"]
     assert table["batch_size"] == ["120", "16"]
     assert "seed" not in table
     assert {path.name for path in page.parent.glob("*.png")} == {

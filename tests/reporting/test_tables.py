@@ -40,7 +40,7 @@ def test_a_group_is_a_row_of_means_and_deviations(tiny_config: Config):
         "0.5000 ± 0.0000",
         "1.0 ± 0.0",
     )
-    assert second == ("wide", "1", "1-1 of 2", "test", "90.00", "90.00", "1.0000", "0.5")
+    assert second == ("wide", "1", "1 of 2", "test", "90.00", "90.00", "1.0000", "0.5")
 
 
 def test_the_evaluations_have_columns_of_their_own(tmp_path: Path, tiny_config: Config):
@@ -61,9 +61,18 @@ def test_the_evaluations_have_columns_of_their_own(tmp_path: Path, tiny_config: 
     assert row[3:8] == ("-", "-", "-", "75.00 ± 7.07", "70.00")
 
 
+def test_unfinished_runs_tell_how_far_they_are(tiny_config: Config):
+    runs = [history(tiny_config, f"seed{n}", [0.5] * n, seed=n, epochs=3) for n in (1, 2, 3)]
+    assert [comparison_table([RunGroup("a", runs[k:])])[1][2] for k in range(3)] == [
+        "1-3 of 3",
+        "2-3 of 3",
+        "3",
+    ]
+
+
 def test_a_run_without_an_epoch_has_dashes(tiny_config: Config):
     group = RunGroup("new", [history(tiny_config, "new", [])])
-    assert comparison_table([group])[1] == ("new", "1", "0-0 of 2", "-", "-", "-", "-", "0.0")
+    assert comparison_table([group])[1] == ("new", "1", "0 of 2", "-", "-", "-", "-", "0.0")
 
 
 def test_mean_and_spread():

@@ -99,7 +99,26 @@ def test_a_file_by_others_is_taken_as_the_network_of_the_run(
     save_file(to_state_dict(trained), tmp_path / "theirs.safetensors")
     plan = with_info(tiny_plan, tmp_path / "theirs.safetensors")
     assert with_initial_model(plan.config) == plan.config
-    assert_equal(load_initial(plan, mesh_of(1)).variables, trained)
+    initial = load_initial(plan, mesh_of(1))
+    assert_equal(initial.variables, trained)
+    assert str(initial).endswith("the whole network (10 classes there, too; their names are not known)")
+    assert initial.source.head
+    # Of other classes, the head is fresh.
+    fewer = with_info(tiny_plan, tmp_path / "theirs.safetensors", class_names=("cat", "dog"))
+    initial = load_initial(fewer, mesh_of(1))
+    assert str(initial).endswith("all but the head, which is fresh (10 classes there, 2 here)")
+    body = {name: tree for name, tree in trained["params"].items() if name != "head"}
+    assert_equal(initial.variables, trained | {"params": body})
+
+
+@pytest.mark.parametrize("shape", [(0, 6), (10**9, 0), (10, 7), (10,)])
+def test_a_head_by_others_that_is_none_is_refused_at_once(
+    tmp_path: Path, tiny_plan: Plan, trained: Variables, shape: tuple[int, ...]
+):
+    arrays = to_state_dict(trained) | {"linear.weight": np.zeros(shape, np.float32)}
+    save_file(arrays, tmp_path / "theirs.safetensors")
+    with pytest.raises(UserError, match=r"linear.weight: expected shape|class"):
+        load_initial(with_info(tiny_plan, tmp_path / "theirs.safetensors"), mesh_of(1))
 
 
 @pytest.mark.parametrize(

@@ -43,8 +43,8 @@ def _sizes_note(groups: Sequence[RunGroup]) -> str:
     if not curve_marks(groups):
         return ""
     return (
-        f" Dotted lines: the size of the training images changes ({', '.join(sizes)}). "
-        "Evaluations always have the last size."
+        f" Dotted lines: the size of the training images changes ({', '.join(sizes)}), as planned for "
+        f"{groups[0].histories[0].config.epochs} epochs. Evaluations always have the last size."
     )
 
 

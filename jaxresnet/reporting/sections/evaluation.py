@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jaxresnet.data.info import known_changes
 from jaxresnet.data.sources import reopen_source
 from jaxresnet.data.splits import Split, load_split
 from jaxresnet.errors import UserError
@@ -55,13 +56,16 @@ class Evaluated:
 def evaluate_run(history: History, mesh: "Mesh", data_dir: str = "") -> Evaluated:
     """The evaluation of the latest checkpoint, its mistakes and its confidence.
 
-    If evaluation.json belongs to that checkpoint, it is used. If the checkpoint or the data cannot be loaded, it is
-    used in any case. Raises UserError if it does not fit the run's classes.
+    If evaluation.json belongs to that checkpoint, it is used. If the checkpoint or the data cannot be loaded, or the
+    data has changed, it is used in any case. Raises UserError if it does not fit the run's classes.
     """
     saved = saved_evaluation(history)
     try:
         network = load_run(history.workdir.path, mesh=mesh)
-        split = load_split(reopen_source(history.config, data_dir), "test", expected=network.info)
+        source = reopen_source(history.config, data_dir)
+        split = load_split(source, "test", expected=network.info)
+        if news := known_changes(network.info, source.outline):
+            raise UserError(f"the data is not that of the training: {news}")
     except UserError as error:
         missing = "Mistakes and confidence are not shown" if saved else "Not evaluated"
         return Evaluated(saved, problem=f"{missing}: {error}")

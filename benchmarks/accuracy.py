@@ -1,6 +1,6 @@
 """Accuracy on CIFAR-10 against epochs and parameters: the paper's network as trained here, beside published results.
 
-    python benchmarks/accuracy.py results/paper results/fast16
+    python benchmarks/accuracy.py results/paper results/paper_cooldown results/fast16
 
 The arguments are folders of results: config.toml, evaluation.json, evaluation_best.json if it was made, and run.json
 for a run that began with another one's weights. What others published is in results/accuracy/published.json, with its
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", type=Path, nargs="*", help="folders of results")
+    parser.add_argument("runs", type=Path, nargs="+", help="folders of results")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="folder to write to")
     args = parser.parse_args(argv)
     published, ours = read_published(), [read_run(run) for run in args.runs]
@@ -164,7 +164,8 @@ def page(published: Sequence[Result], ours: Sequence[Result]) -> str:
 
 CIFAR-10's 10,000 test images. Ours are read from the runs in this repository, the others from their sources, which are
 in [published.json](published.json). Networks, recipes and ways to choose a result differ; one binomial standard
-deviation of a single run is 0.2 to 0.3 points. Made by `python benchmarks/accuracy.py`.
+deviation of a single run is 0.2 to 0.3 points. Made by
+`python benchmarks/accuracy.py results/paper results/paper_cooldown results/fast16`.
 
 ![test accuracy against epochs and against parameters](accuracy.png)
 

@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
     own_process()
     # One device: among several of a CPU, steps that are not waited for can block each other.
     mesh = start_devices("auto", 1)
-    found = {str(run): compare(run, args.batches, mesh) for run in args.runs}
+    found = {"/".join(run.resolve().parts[-2:]): compare(run, args.batches, mesh) for run in args.runs}
     rows = [("run", *next(iter(found.values())))]
     rows += [(run, *(f"{value:.2%}" for value in values.values())) for run, values in found.items()]
     print(as_markdown(rows))

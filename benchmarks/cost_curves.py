@@ -21,7 +21,7 @@ from typing import Any
 
 from jaxresnet.config.files import find_config, load_config
 from jaxresnet.data.sources import open_source
-from jaxresnet.errors import run_command
+from jaxresnet.errors import UserError, run_command
 from jaxresnet.machine.huge_pages import use_huge_pages
 from jaxresnet.plan import Plan, resolve
 from jaxresnet.reporting.tables import as_markdown
@@ -135,9 +135,11 @@ def epochs_of_a_run(workdir: Path) -> list[dict[str, float | None]]:
         [*command, "--workdir", str(workdir)], cwd=ROOT, stdout=subprocess.PIPE, text=True
     ) as process:
         for line in process.stdout or ():
-            if line.startswith("epoch"):
+            if line.startswith("epoch") and "  step " not in line:  # the end of an epoch
                 status = Path(f"/proc/{process.pid}/status").read_text()
                 resident.append(int(status.partition("VmRSS:")[2].split()[0]) / 1024)
+    if process.returncode:
+        raise UserError(f"the run of the digits ended with exit code {process.returncode}")
     return [
         {"resident_mib": mib, "images_per_second": record.images_per_second}
         for mib, record in zip(resident, Workdir(workdir).epochs.read(), strict=True)

@@ -142,8 +142,9 @@ def page(accuracies: Mapping[str, Sequence[float]], seconds: Mapping[int, float]
     for name, each in accuracies.items():
         differences = [100 * (ours - theirs) for ours, theirs in zip(each, accuracies["random"], strict=True)]
         mean = statistics.mean(differences)
-        error = statistics.stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else 0.0
-        against = ("", "") if name == "random" else (f"{mean:+.2f}", f"{error:.2f}")
+        several = len(differences) > 1  # of one alone there is no standard error
+        error = f"{statistics.stdev(differences) / len(differences) ** 0.5:.2f}" if several else ""
+        against = ("", "") if name == "random" else (f"{mean:+.2f}", error)
         rows.append((name.replace("_", " "), str(len(each)), mean_and_spread(each, 100), *against))
     costs = [("frozen stages", "CPU seconds", "to none")]
     costs += [(str(n), f"{each:.3f}", f"{each / seconds[0]:.2f}") for n, each in seconds.items()]

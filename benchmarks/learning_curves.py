@@ -23,6 +23,7 @@ from jaxresnet.config.schema import Config
 from jaxresnet.data.sources import open_source
 from jaxresnet.errors import run_command
 from jaxresnet.plan import resolve
+from jaxresnet.reporting.tables import mean_and_spread
 from jaxresnet.runs.files import write_json, write_whole
 from jaxresnet.runs.workdir import Workdir
 
@@ -82,7 +83,7 @@ def train(framework: str, config: Config, workdir: Path, mesh: "Mesh") -> None:
 
     if framework == "jax":
         fit(config, workdir, mesh)
-    elif not (workdir / "metrics.jsonl").exists():
+    elif len(Workdir(workdir).epochs.read()) != config.epochs:
         from pytorch_run import PytorchRun
 
         lines = []
@@ -155,10 +156,11 @@ def compare(ours: np.ndarray, theirs: np.ndarray, digits: int) -> list[str]:
     cells, errors = [], []
     for values in (ours, theirs):
         spread = values.std(ddof=1) if len(values) > 1 else float("nan")
-        cells.append(f"{values.mean():.{digits}f} ± {spread:.{digits}f}")
+        cells.append(mean_and_spread(list(values), digits=digits))
         errors.append(spread**2 / len(values))
     difference = ours.mean() - theirs.mean()
-    return [*cells, f"{difference:+.{digits}f}", f"{difference / np.sqrt(sum(errors)):+.1f}"]
+    ratio = difference / np.sqrt(sum(errors))
+    return [*cells, f"{difference:+.{digits}f}", f"{ratio:+.1f}" if np.isfinite(ratio) else ""]
 
 
 def draw(curves: dict[str, Any], file: Path) -> None:

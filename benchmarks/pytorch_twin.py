@@ -5,6 +5,7 @@ from torch import Tensor, nn  # pyright: ignore[reportMissingImports]
 
 from jaxresnet.data.batches import mixes
 from jaxresnet.data.info import DatasetInfo
+from jaxresnet.errors import UserError
 from jaxresnet.plan import Plan
 
 
@@ -75,14 +76,22 @@ class Normalise(nn.Module):
 def make_optimizer(plan: Plan, network: nn.Module) -> torch.optim.SGD:
     """PyTorch's SGD, whose weight decay is coupled.
 
-    Raises ValueError for a part of a recipe that the twin does not have.
+    Raises UserError for a part of a recipe that the twin does not have.
     """
     settings, config = plan.config.optimizer, plan.config
-    others = (settings.decayed != "all", settings.clip_norm, settings.ema_decay, config.label_smoothing)
-    if any(others) or mixes(config):
-        raise ValueError(
-            "expected a recipe of the paper's parts, found clipping, averages, mixing or soft labels"
-        )
+    others = {
+        "optimizer.decayed": settings.decayed != "all",
+        "optimizer.decoupled": settings.decoupled and settings.weight_decay,
+        "optimizer.clip_norm": settings.clip_norm,
+        "optimizer.ema_decay": settings.ema_decay,
+        "label_smoothing": config.label_smoothing,
+        "loss": config.loss != "cross_entropy",
+        "freeze_stages": config.freeze_stages,
+        "resolution.sizes": config.resolution.sizes,
+        "augment.mixup or cutmix": mixes(config),
+    }
+    if found := [name for name, is_given in others.items() if is_given]:
+        raise UserError(f"expected a recipe that the network in PyTorch has, too, found {', '.join(found)}")
     return torch.optim.SGD(
         network.parameters(),
         lr=settings.learning_rate,

@@ -83,7 +83,9 @@ def main(argv: Sequence[str]) -> None:
         configs.mkdir(parents=True, exist_ok=True)
         for name in PARTS:
             write_whole(configs / f"{name}.toml", dump_config(make_config(name)))
-        sweep([configs / f"{name}.toml" for name in PARTS], args.seeds, args.workdir)
+        failed = sweep([configs / f"{name}.toml" for name in PARTS], args.seeds, args.workdir)
+        if failed:
+            raise UserError("\n".join(f"{path}: {said}" for path, said in failed.items()))
     elif args.action == "commands":
         for seed in args.seeds:
             for name in PARTS:

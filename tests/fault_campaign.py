@@ -26,7 +26,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from faults.checkpoints import damaged_checkpoint
 from faults.disks import full_disk, read_only_disk
@@ -49,8 +48,11 @@ from faults.stopped import closed_terminal, sweep_and_run_terminated
 from jaxresnet.runs.files import write_json
 
 
-def staged_faults(reference: Reference, place: Path, python: str | None) -> list[dict[str, Any]]:
-    """Stage every fault below the folder `place`; `python` is an interpreter with other versions, if there is one."""
+def staged_faults(reference: Reference, place: Path, python: str | None) -> Iterator[Finding]:
+    """Stage every fault below the folder `place`; `python` is an interpreter with other versions, if there is one.
+
+    A check that fails in an unexpected way is a finding, too, and the others go on.
+    """
     faults: list[Callable[[Reference, Path], Iterator[Finding]]] = [
         closed_terminal,
         sweep_and_run_terminated,
@@ -71,12 +73,12 @@ def staged_faults(reference: Reference, place: Path, python: str | None) -> list
         functools.partial(other_machines, python=python),
         five_hundred_epochs,
     ]
-    rows = []
     for fault in faults:
-        for finding in fault(reference, place):
-            rows.append(finding._asdict())
-            print(rows[-1], flush=True)
-    return rows
+        try:
+            yield from fault(reference, place)
+        except Exception as error:
+            name = getattr(fault, "func", fault).__name__
+            yield Finding(name, "its check ended early", [f"{type(error).__name__}: {error}"[:300]])
 
 
 def main() -> int:
@@ -103,9 +105,13 @@ def main() -> int:
         if args.only != "staged":
             trials = random_signals(reference, place, args.trials, args.seed)
             results |= {"seconds_undisturbed": reference.seconds, "random": trials}
+            write_json(file, results)
         if args.only != "random":
-            results["staged"] = staged_faults(reference, place, args.other_python)
-    write_json(file, results)
+            results["staged"] = []
+            for finding in staged_faults(reference, place, args.other_python):
+                print(finding, flush=True)
+                results["staged"].append(finding._asdict())
+                write_json(file, results)  # each time: an interruption loses nothing
     (args.output / "README.md").write_text(report(results))
     return int(any(row["problems"] for part in ("random", "staged") for row in results.get(part, [])))
 

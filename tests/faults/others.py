@@ -185,7 +185,7 @@ def measure(process: "subprocess.Popen[str]") -> dict[str, tuple[float, float]]:
     values: dict[str, list[float]] = {"MiB": [], "open files": [], "images/s": []}
     assert process.stdout is not None
     for line in process.stdout:
-        if line.startswith("epoch"):
+        if line.startswith("epoch") and "  step " not in line:  # the end of an epoch
             status = Path(f"/proc/{process.pid}/status").read_text()
             values["MiB"].append(int(status.partition("VmRSS:")[2].split()[0]) / 1024)
             values["open files"].append(len(list(Path(f"/proc/{process.pid}/fd").iterdir())))

@@ -3,12 +3,12 @@
 import html
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import BROWSER
 from helpers import plan_of
 
 from jaxresnet.config.schema import Config
@@ -23,7 +23,6 @@ from jaxresnet.runs.records import EpochRecord, EvaluationRecord
 from jaxresnet.runs.workdir import Workdir
 from jaxresnet.trained.scores import CalibrationBin
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 WIDTHS = (390, 1000)
 LONG = "a_long_name_without_a_space_" * 5
 

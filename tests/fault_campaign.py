@@ -22,6 +22,7 @@ Writes README.md and faults.json; exits with 1 if anything does not hold.
 import argparse
 import functools
 import json
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -96,6 +97,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--other-python", help="a Python with other versions of the packages")
     args = parser.parse_args()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup would have every run ignore it
     args.output.mkdir(parents=True, exist_ok=True)
     file = args.output / "faults.json"
     results = json.loads(file.read_text()) if args.only and file.exists() else {}

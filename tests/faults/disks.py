@@ -23,8 +23,11 @@ mount -t tmpfs none "$1" && cp -r "$2" "$1/run" && mount -o remount,ro "$1" || e
 "${@:3}" --workdir "$1/run" 2>&1; echo "exit code $?"
 """
 
-KILOBYTES = (4, 16, 30, 60, 200, 300, 400, 550, 600)
-"""Sizes of the disk: each is full at another moment, from the first file on to the last checkpoint."""
+SHARES = (0.005, 0.02, 0.05, 0.1, 0.3, 0.5, 0.65, 0.8, 0.95)
+"""Sizes of the disk, in what the finished run takes: each is full at another moment, from the first file on to the last
+checkpoint."""
+PAGE = 4096
+"""Bytes that each file of a tmpfs takes at least, and in multiples."""
 
 
 def in_namespace(script: str, *arguments: object) -> "subprocess.CompletedProcess[str]":
@@ -41,7 +44,9 @@ def in_namespace(script: str, *arguments: object) -> "subprocess.CompletedProces
 
 def full_disk(reference: Reference, place: Path) -> Iterator[Finding]:
     """Each run fails on a disk that is too small, gets more space, and goes on."""
-    for kilobytes in KILOBYTES:
+    files = [file for file in reference.workdir.rglob("*") if file.is_file()]
+    pages = sum(-(-file.stat().st_size // PAGE) for file in files)
+    for kilobytes in (max(1, round(share * pages)) * PAGE // 1024 for share in SHARES):
         disk = place / f"disk{kilobytes}"
         disk.mkdir()
         command = [sys.executable, "-m", "jaxresnet.train", "--config", reference.config]

@@ -23,7 +23,7 @@ mount -t tmpfs none "$1" && cp -r "$2" "$1/run" && mount -o remount,ro "$1" || e
 "${@:3}" --workdir "$1/run" 2>&1; echo "exit code $?"
 """
 
-SHARES = (0.005, 0.02, 0.05, 0.1, 0.3, 0.5, 0.65, 0.8, 0.95)
+SHARES = (0.02, 0.06, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 0.98)
 """Sizes of the disk, in what the finished run takes: each is full at another moment, from the first file on to the last
 checkpoint."""
 PAGE = 4096

@@ -117,8 +117,8 @@ class Saving:
         )
         settings = self.learner.plan.config.optimizer
         cause = f"learning_rate {settings.learning_rate:g}"
-        if settings.learning_rate * settings.weight_decay > 2:  # each step then makes the weights larger
-            cause = f"weight_decay {settings.weight_decay:g}"
+        if settings.weight_decay > max(settings.learning_rate, 2 / settings.learning_rate):
+            cause = f"weight_decay {settings.weight_decay:g}"  # each step makes the weights larger
         return UserError(
             f"{what} is not finite: expected a number; most likely optimizer.{cause} is too high for this run, "
             f"so lower it in a new --workdir ({kept})"

@@ -150,6 +150,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(
         ({"optimizer.weight_decay": 39.0}, "learning_rate 0.05 is too high"),
         ({"optimizer.weight_decay": 41.0}, "weight_decay 41 is too high"),
         ({"optimizer.weight_decay": 1e30}, "weight_decay 1e+30 is too high"),
+        ({"optimizer.learning_rate": 1e6}, "learning_rate 1e+06 is too high"),
     ],
 )
 def test_the_likely_cause_of_a_loss_that_is_not_finite(settings: dict[str, Any], cause: str):

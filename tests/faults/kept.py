@@ -74,8 +74,8 @@ def goes_on(reference: Reference, workdir: Path, fault: str, problems: list[str]
     return Finding(f"the only checkpoint is replaced: {fault}", (*resumed, "from the start")[0], problems)
 
 
-def unreadable(path: Path) -> Callable[[], object]:
-    """Make a file unreadable, for root as well. Returns what makes it readable again."""
+def linked(path: Path) -> Callable[[], object]:
+    """Put a link in a file's place. Returns what puts the file back."""
     kept = path.rename(path.with_name("kept"))
     path.symlink_to(path.name)
     return lambda: kept.replace(path)
@@ -128,9 +128,9 @@ def kept_checkpoint(reference: Reference, place: Path) -> Iterator[Finding]:
 def refused_faults(another: Path) -> dict[str, tuple[str, Callable[[Path], Callable[[], object]]]]:
     """By fault, what the error says, and what causes it in a run's folder; `another` is a run with another seed."""
     return {
-        "a checkpoint's file cannot be read": (
-            "cannot read",
-            lambda run: unreadable(newest_checkpoint(run) / "weights" / "manifest.ocdbt"),
+        "a link in place of a checkpoint's file": (
+            "expected a file, found a link",
+            lambda run: linked(newest_checkpoint(run) / "weights" / "manifest.ocdbt"),
         ),
         "two checkpoints' folders exchanged": (
             "was saved at step",

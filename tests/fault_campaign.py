@@ -10,11 +10,11 @@ random: trial by trial, a run is sent a signal at a random moment between its st
 and started again until it finishes, each start being hit again with probability 1/3. Signals: SIGKILL, SIGTERM,
 SIGINT, SIGHUP, and SIGTERM and SIGINT twice in a row, up to 1.5 seconds apart.
 
-staged: a terminal that closes, a sweep that is terminated together with its run, full and read-only disks (as tmpfs
-in a namespace of their own), damaged checkpoints, kills while a checkpoint is replaced, files that cannot be read, are
-missing or are another run's, two runs in one folder, a run on several processes of which one is killed, silent, asked
-to stop or not what the others expect, a folder that moves, a torn compilation cache, too little memory,
-a loss that is not finite, other versions of Python and JAX (--other-python), and 500 epochs.
+staged: a terminal that closes, a sweep that is terminated together with its run, full and read-only disks (as tmpfs in
+a namespace of their own), damaged checkpoints, kills while a checkpoint is replaced, files that are links, missing or
+another run's, two runs in one folder, a run on several processes of which one is killed, silent, asked to stop or not
+what the others expect, a folder that moves, a torn compilation cache, too little memory, a loss that is not finite,
+other versions of Python and JAX (--other-python), and 500 epochs.
 
 Writes README.md and faults.json; exits with 1 if anything does not hold.
 """

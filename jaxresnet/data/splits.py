@@ -82,8 +82,9 @@ def load_splits(source: Source, names: Collection[str], validation_examples: int
         whole = _read_checked(source, "train")
         held_out = np.zeros(len(whole.labels), bool)
         held_out[holdout_indices(whole.labels, validation_examples)] = True
-        if used_up := set(whole.labels) - set(whole.labels[~held_out]):
-            names = listed([source.outline.class_names[label] for label in sorted(used_up)])
+        used_up = np.setdiff1d(whole.labels, whole.labels[~held_out])
+        if used_up.size:
+            names = listed([source.outline.class_names[label] for label in used_up])
             raise UserError(
                 f"data.validation_examples: expected training examples of each class beside the {validation_examples} "
                 f"held out, found none of {names}: add examples to it, or leave it out"

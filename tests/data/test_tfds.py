@@ -9,6 +9,7 @@ import pytest
 import tensorflow_datasets
 
 from jaxresnet.config.schema import Config, DataConfig
+from jaxresnet.data.info import known_changes
 from jaxresnet.data.sources import open_source, tfds
 from jaxresnet.data.splits import load_splits
 from jaxresnet.errors import UserError
@@ -101,6 +102,7 @@ def test_without_a_test_split_a_share_of_each_class_is_held_out(
     source = open_source(config_of("alone", root, image_size=3, test_share=0.4))
     assert (source.outline.train_examples, source.outline.test_examples) == (18, 12)
     assert source.info.image_shape == (3, 3, 3)
+    assert known_changes(source.info, source.outline) == ""
     assert capsys.readouterr().out.splitlines() == [
         "alone has no test split: 12 of its 30 examples are held out as one, the same share of each class "
         "(data.test_share)",
@@ -121,6 +123,7 @@ def test_a_validation_split_is_the_next_best(root: Path, capsys: pytest.CaptureF
     source = open_source(config_of("validated", root))
     assert (source.outline.train_examples, source.outline.test_examples) == (5, 3)
     assert source.info.test_examples == 3
+    assert known_changes(source.info, source.outline) == ""
     told = "validated has no test split: its validation split is taken as one"
     assert told in capsys.readouterr().out.splitlines()
     assert sorted(source.read("test").images[:, 0, 0, 0]) == [0, 1, 2]

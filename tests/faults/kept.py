@@ -1,4 +1,4 @@
-"""Checkpoints that are to be replaced, cannot be read, are missing or are another's: none is lost, none is mistaken."""
+"""Checkpoints that are to be replaced, hold a link, are missing or are another's: none is lost, none is mistaken."""
 
 import shutil
 import subprocess

@@ -117,7 +117,7 @@ def test_a_head_by_others_that_is_none_is_refused_at_once(
 ):
     arrays = to_state_dict(trained) | {"linear.weight": np.zeros(shape, np.float32)}
     save_file(arrays, tmp_path / "theirs.safetensors")
-    with pytest.raises(UserError, match=r"linear.weight: expected shape|class"):
+    with pytest.raises(UserError, match=r"linear\.weight: expected shape"):
         load_initial(with_info(tiny_plan, tmp_path / "theirs.safetensors"), mesh_of(1))
 
 

@@ -9,6 +9,7 @@ sources. Writes README.md and accuracy.png beside it.
 
 import argparse
 import json
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
     published, ours = read_published(), [read_run(run) for run in args.runs]
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "accuracy.png").write_bytes(render(lambda: draw(published, ours)))
-    write_whole(args.output / "README.md", page(published, ours))
+    write_whole(args.output / "README.md", page(published, ours, shlex.join(argv)))
 
 
 def read_published() -> list[Result]:
@@ -146,7 +147,7 @@ def draw(published: Sequence[Result], ours: Sequence[Result]) -> Figure:
     return figure
 
 
-def page(published: Sequence[Result], ours: Sequence[Result]) -> str:
+def page(published: Sequence[Result], ours: Sequence[Result], arguments: str) -> str:
     rows = [("network", "parameters", "epochs", "one view (%)", "more views (%)", "how", "source")]
     rows += [
         (
@@ -165,7 +166,7 @@ def page(published: Sequence[Result], ours: Sequence[Result]) -> str:
 CIFAR-10's 10,000 test images. Ours are read from the runs in this repository, the others from their sources, which are
 in [published.json](published.json). Networks, recipes and ways to choose a result differ; one binomial standard
 deviation of a single run is 0.2 to 0.3 points. Made by
-`python benchmarks/accuracy.py results/paper results/paper_cooldown results/fast16`.
+`python benchmarks/accuracy.py {arguments}`.
 
 ![test accuracy against epochs and against parameters](accuracy.png)
 

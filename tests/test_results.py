@@ -93,5 +93,10 @@ def test_a_run_with_other_settings_is_refused(tmp_path: Path):
 
 
 def test_the_table_of_accuracies_is_of_the_committed_runs():
-    runs = [accuracy.read_run(RESULTS / name) for name in ("paper", "paper_cooldown", "fast16")]
-    assert (RESULTS / "accuracy" / "README.md").read_text() == accuracy.page(accuracy.read_published(), runs)
+    names = ("paper", "paper_cooldown", "fast16")
+    page = accuracy.page(
+        accuracy.read_published(),
+        [accuracy.read_run(RESULTS / name) for name in names],
+        " ".join(f"results/{name}" for name in names),
+    )
+    assert (RESULTS / "accuracy" / "README.md").read_text() == page

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 
-def load(network: "Path | str", checkpoint: str | None = None, *, average: bool = False) -> "TrainedNetwork":
+def load(
+    network: "Path | str", checkpoint: str | int | None = None, *, average: bool = False
+) -> "TrainedNetwork":
     """Load a trained network: the folder of a run, a safetensors file, or the name of one that is shipped.
 
     `checkpoint` chooses among those of a run: "latest" (the default), "best" or the number of a step. With `average`,

@@ -79,7 +79,7 @@ def demo_command(args: argparse.Namespace) -> None:
     facts = facts_of(network, known_evaluation(args.network, network, average=args.average))
     try:
         examples = find_examples(network, args.data_dir)
-    except UserError as error:
+    except (UserError, OSError) as error:
         tell(f"note: no examples on the page: {error}")
         examples = []
     warm_up(network)

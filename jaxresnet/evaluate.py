@@ -12,6 +12,7 @@ if __name__ == "__main__":  # first, because the imports below take half a secon
     begin_command()
 
 import argparse
+import contextlib
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -163,7 +164,7 @@ def evaluate_command(args: argparse.Namespace, plan: Plan | None, peers: Peers) 
     if peers.count > 1:
         require_same_network(peers, network, split)
     variables = replicate(mesh, network.variables)
-    with out_of_memory_told(batch_size, mesh):
+    with out_of_memory_told(batch_size, mesh, "lower --batch-size"):
         learner = make_learner(network.plan, convolution_for(mesh))
         metrics = evaluate_whole(learner, variables, split, batch_size, mesh)
         record = evaluation_record(
@@ -177,11 +178,12 @@ def evaluate_command(args: argparse.Namespace, plan: Plan | None, peers: Peers) 
             )
     print(as_text(record), flush=True)  # before what may go to the same place, such as /dev/stdout
     if output is not None and peers.first:
-        if output != args.output and (news := changed_data(network, source, whole=bool(args.data_dir))):
-            tell(
-                f"note: not the data of the training ({news}): {output.name} stays as it is; --output names a file"
-            )
-            return
+        if output != args.output:
+            news = changed_data(network, source, whole=bool(args.data_dir))
+            reason = f"not the data of the training ({news})" if news else later_step(output, record)
+            if reason:
+                tell(f"note: {reason}: {output.name} stays as it is; --output names a file")
+                return
         try:
             write_evaluation(output, record, named=output == args.output)
         except OSError as error:
@@ -191,11 +193,15 @@ def evaluate_command(args: argparse.Namespace, plan: Plan | None, peers: Peers) 
 
 def load_chosen(args: argparse.Namespace, plan: Plan | None) -> "tuple[TrainedNetwork, Path | None]":
     """The network that the parsed arguments name, on this process's devices, and the file to write, if there is one."""
+    from jaxresnet.exporting.origin import find_origin
     from jaxresnet.runs.workdir import Workdir
     from jaxresnet.trained.load import load_run, load_weights_file
 
     if not args.workdir:
-        return load_weights_file(find_network(args.weights), plan=plan), args.output
+        path = find_network(args.weights)
+        network = load_weights_file(path, plan=plan)
+        selected_on = find_origin(path, network).selected_on
+        return dataclasses.replace(network, selected_on=selected_on), args.output
     checkpoint = args.checkpoint or "latest"
     network = load_run(args.workdir, checkpoint, average=args.average)
     return network, args.output or Workdir(args.workdir).evaluation_path(checkpoint, average=args.average)
@@ -220,6 +226,20 @@ def changed_data(network: "TrainedNetwork", source: "Source", *, whole: bool) ->
         return f"its training images cannot be compared: {str(error).splitlines()[0]}"
 
 
+def later_step(path: Path, record: "EvaluationRecord") -> str:
+    """That the evaluation in a file is of a later step than `record`, in words; empty if it is not.
+
+    So it is if the run has ended since its checkpoint was loaded.
+    """
+    from jaxresnet.runs.records import read_evaluation
+
+    with contextlib.suppress(UserError, OSError):  # what is damaged is replaced
+        found = read_evaluation(path)
+        if found and found.step is not None and record.step is not None and found.step > record.step:
+            return f"it holds step {found.step:,}, which is later"
+    return ""
+
+
 def require_same_network(peers: Peers, network: "TrainedNetwork", split: "Split") -> None:
     """Raise UserError if another process has loaded another network, or other images."""
     from jaxresnet.runs.files import to_json
@@ -240,10 +260,11 @@ def as_text(record: "EvaluationRecord") -> str:
     """The evaluation as lines to print, with accuracies in percent."""
     from jaxresnet.reporting.text import interval_of
 
-    selection = f", chosen on the {record.selected_on} split" if record.selected_on else ""
+    known = [] if record.step is None else [f"step {record.step:,}"]
+    known += [f"chosen on the {printable(record.selected_on)} split"] if record.selected_on else []
     classes = {printable(name): accuracy for name, accuracy in record.per_class_accuracy.items()}
     width = max(map(len, classes))
-    step = "" if record.step is None else f" (step {record.step:,}{selection})"
+    step = f" ({', '.join(known)})" if known else ""
     lines = [
         f"checkpoint {printable(record.checkpoint)}{step}{', average of the weights' if record.average else ''}",
         f"{record.split} accuracy {record.accuracy:.2%} ({interval_of(record.accuracy, record.examples)}), "

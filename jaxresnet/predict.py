@@ -202,7 +202,7 @@ def show_predictions(
 
     batch_size = fitting_batch_size(args.batch_size, len(files), network.mesh.devices.size)
     with (
-        out_of_memory_told(batch_size, network.mesh),
+        out_of_memory_told(batch_size, network.mesh, "lower --batch-size"),
         PredictionConsole(network.class_names, args.top, len(files), args.json) as console,
     ):
         for file, result in predict_files(network, files, read_image, batch_size, available_cores()):

@@ -128,6 +128,10 @@ def decode_picture(
 ) -> np.ndarray:
     """The picture in an open file, which is called `name` in errors, as `read_picture` returns it."""
     height, width, channels = image_shape
+    if channels not in (1, 3):
+        raise UserError(
+            f"{name}: expected a network for grey or RGB images, found one for {channels} channels"
+        )
     with _opened(file, name) as picture:
         side = _DRAFT * max(height, width)
         picture.draft(None, (side, side))

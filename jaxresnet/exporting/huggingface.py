@@ -129,10 +129,7 @@ def model_card(
         _training(request),
         fenced(dump_config(portable(config))),
         "## Limits",
-        f"It knows the classes of {data_set} only, and gives one of them for any image. It was "
-        f"{'trained' if request.origin.accuracy is None else 'trained and measured'} on images of {height} x {width} "
-        f"pixels of that data set{', at first on smaller ones' if len(request.network.plan.phases) > 1 else ''}; on "
-        "others it may be much less accurate.",
+        f"It knows the classes of {data_set} only, and gives one of them for any image. {_seen(request)}",
     ]
     if licence:
         sections += [
@@ -184,9 +181,23 @@ def _accuracy(request: Request) -> list[str]:
     return paragraphs
 
 
+def _seen(request: Request) -> str:
+    """On which images it is at home."""
+    if not request.origin.known:
+        return "On images unlike those that it was trained on it may be much less accurate."
+    info, plan = request.network.info, request.network.plan
+    return (
+        f"It was {'trained' if request.origin.accuracy is None else 'trained and measured'} on images of "
+        f"{info.image_shape[0]} x {info.image_shape[1]} pixels of that data set"
+        f"{', at first on smaller ones' if len(plan.phases) > 1 else ''}; on others it may be much less accurate."
+    )
+
+
 def _training(request: Request) -> str:
     """What leads in the configuration: which program trained the network, and which checkpoint it is."""
     origin = request.origin
+    if not origin.known:
+        return "It is not known how it was trained. This configuration describes the network."
     program = "`python -m jaxresnet.train`"
     if origin.version:
         program += f" of jaxresnet {escape_markdown(origin.version)}"

@@ -41,6 +41,11 @@ class Origin:
     frozen_stages: Count | None = None
     half: bool = False
 
+    @property
+    def known(self) -> bool:
+        """Whether a run of jaxresnet is its origin; that of a file from another program is not known."""
+        return self.step is not None or self.version is not None
+
 
 def find_origin(name: Path | str, network: TrainedNetwork, *, average: bool = False) -> Origin:
     """The origin of the network that was loaded from what `name` means (`load_network`).

@@ -149,10 +149,12 @@ def sample_images(network: TrainedNetwork) -> tuple[np.ndarray, str]:
     batch = batch_of(network)
     bytes_of_batch = batch * math.prod(network.info.image_shape)
     number = batch * max(1, min(IMAGES // batch, BYTES // bytes_of_batch))
-    with contextlib.suppress(UserError):  # the data is not where it was, or other data has its name now
+    # The data is not where it was or cannot be read, or other data has its name now.
+    with contextlib.suppress(UserError, OSError):
         source = reopen_source(network.config)
         if source.at_hand and network.info.test_examples >= number:
-            split = load_split(source, "test", expected=network.info)
-            return split.images[:number], f"{number} test images of {network.info.name}"
+            images = load_split(source, "test", expected=network.info).images[:number]
+            if len(images) == number:  # a folder may have fewer pictures than there were
+                return images, f"{number} test images of {network.info.name}"
     images = np.random.default_rng(0).integers(0, 256, (number, *network.info.image_shape), np.uint8)
     return images, f"{number} random images"

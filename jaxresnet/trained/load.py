@@ -101,7 +101,7 @@ class TrainedNetwork:
 
 def load_network(
     name: Path | str,
-    checkpoint: str | None = None,
+    checkpoint: str | int | None = None,
     mesh: Mesh | None = None,
     *,
     average: bool = False,
@@ -117,15 +117,15 @@ def load_network(
     if path.is_dir():
         if plan is not None:
             raise UserError(f"--config: expected with a file of weights, found with the run in {path}", 2)
-        return load_run(path, checkpoint or "latest", mesh, average=average)
-    for argument, given in (("--checkpoint", checkpoint), ("--average", average)):
+        return load_run(path, "latest" if checkpoint is None else checkpoint, mesh, average=average)
+    for argument, given in (("--checkpoint", checkpoint is not None), ("--average", average)):
         if given:
             raise UserError(f"{argument}: expected with the folder of a run, found with the file {path}", 2)
     return load_weights_file(path, mesh, plan)
 
 
 def load_run(
-    workdir: Path | str, checkpoint: str = "latest", mesh: Mesh | None = None, *, average: bool = False
+    workdir: Path | str, checkpoint: str | int = "latest", mesh: Mesh | None = None, *, average: bool = False
 ) -> TrainedNetwork:
     """Load a checkpoint from the folder of a training run: "latest", "best" or the number of a step.
 
@@ -133,7 +133,7 @@ def load_run(
     device of `mesh`, by default all devices of this process. The folder is only read. Raises UserError if the run or
     the checkpoint does not exist or is damaged, or the run keeps no average.
     """
-    mesh = mesh or local_mesh()
+    mesh, checkpoint = mesh or local_mesh(), str(checkpoint)
     folder = Workdir(workdir)
     plan = folder.require_plan()
     if average and not plan.config.optimizer.ema_decay:

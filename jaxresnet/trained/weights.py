@@ -283,7 +283,10 @@ def _plan_in(metadata: Mapping[str, str]) -> Plan:
             f"expected at most format {FORMAT}, found {found!r}: it was written by a later version of jaxresnet"
         )
     if "config" not in metadata:
-        raise UserError("expected a configuration in its metadata, found none: name one (--config)")
+        raise UserError(
+            "expected a configuration in its metadata, found none: `python -m jaxresnet.export FILE NEW.safetensors "
+            "--config NAME` writes a file that has one; evaluate takes --config, too"
+        )
     if len(metadata["config"]) > CONFIG_LIMIT:
         raise UserError(
             f"expected at most {CONFIG_LIMIT // MIB} MiB of configuration in its metadata, found more"

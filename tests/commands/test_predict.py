@@ -259,8 +259,9 @@ def test_many_files_have_a_line_each_and_a_bar_below(
 
 
 def test_json_lines_are_whole_on_a_terminal_too(monkeypatch: pytest.MonkeyPatch):
-    *lines, _ = shown(monkeypatch, 40, [LONG] * 6, json_lines=True)
-    assert [json.loads(line)["file"] for line in lines] == [LONG] * 6
+    files = [LONG, "a :rose:.jpg"] * 3
+    *lines, _ = shown(monkeypatch, 40, files, json_lines=True)
+    assert [json.loads(line)["file"] for line in lines] == files
 
 
 def test_elsewhere_the_bar_is_on_stderr_alone(monkeypatch: pytest.MonkeyPatch):

@@ -307,3 +307,11 @@ def test_a_folder_that_cannot_be_read_is_told_and_left_out(tmp_path: Path, monke
     problems: list[OSError] = []
     assert find_pictures(tmp_path, problems.append) == [tmp_path / "b" / "2.png"]
     assert [problem.filename for problem in problems] == [str(tmp_path / "a")]
+
+
+def test_a_network_for_neither_grey_nor_rgb_is_told(tmp_path: Path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    for channels in (2, 4):
+        problem = rf"a\.png: expected a network for grey or RGB images, found one for {channels} channels"
+        with pytest.raises(UserError, match=problem):
+            read_picture(tmp_path / "a.png", (4, 4, channels))

@@ -191,5 +191,6 @@ def test_the_data_of_a_run_is_found_where_it_is_now(tmp_path: Path, monkeypatch:
 
     assert place(kept) == kept
     assert place(str(tmp_path / "gone")) == usual
+    assert place(str(tmp_path / ("x" * 256))) == usual  # looking for it fails, as below another user's folder
     assert place("") == usual
     assert place(kept, other) == other

@@ -211,7 +211,7 @@ def test_the_folder_for_the_hub(tmp_path: Path, make_request: Any, images: np.nd
 
 def test_a_card_says_what_was_frozen_rounded_and_not_measured(make_request: Any):
     sizes = {"resolution.sizes": (4,), "resolution.shares": (0.5,)}
-    origin = Origin(initial="letters", frozen_stages=1)
+    origin = Origin(step=7, initial="letters", frozen_stages=1)
     card = huggingface.model_card(make_request(sizes, origin=origin), "a", "Use it.")
     assert "with the weights of letters. The stem and the first 1 of its stages kept these weights.\n" in card
     assert "## Accuracy\n\nIt was not measured.\n" in card
@@ -220,10 +220,18 @@ def test_a_card_says_what_was_frozen_rounded_and_not_measured(make_request: Any)
     assert "It was measured before the kernels were rounded to float16.\n" in card
 
 
+def test_a_card_claims_no_training_that_is_not_known(make_request: Any):
+    card = huggingface.model_card(make_request(), "a", "Use it.")
+    assert "It is not known how it was trained. This configuration describes the network.\n" in card
+    assert "jaxresnet.train" not in card
+    assert card.endswith("On images unlike those that it was trained on it may be much less accurate.\n")
+
+
 def test_a_card_of_a_strangers_names_stays_a_card(make_request: Any):
     names = ("x\n---\n<script>", "[a](http://b)", "\x1b[2J`'\"", *"defghij")
     request: Request = make_request(
         origin=Origin(
+            step=7,
             selected_on="test\n---",
             split="test\n---",
             accuracy=0.5,

@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from helpers import plan_of
 
 from jaxresnet import export as command
+from jaxresnet.data.splits import Split
 from jaxresnet.errors import UserError
 from jaxresnet.exporting import writing
 from jaxresnet.exporting.origin import Origin, find_origin
@@ -196,12 +198,18 @@ def test_what_does_not_go_together_is_refused(arguments: list[str], problem: str
     assert caught.value.exit_code == 2
 
 
-def test_images_of_the_data_set_are_taken_if_they_fit(trained: TrainedNetwork):
+def test_images_of_the_data_set_are_taken_if_they_fit(
+    trained: TrainedNetwork, monkeypatch: pytest.MonkeyPatch
+):
     images, words = sample_images(trained)
     assert (images.shape, words) == ((writing.IMAGES, 32, 32, 3), "256 test images of digits")
     info = dataclasses.replace(trained.info, class_names=tuple("abcdefghij"))
     other = dataclasses.replace(trained, plan=dataclasses.replace(trained.plan, info=info))
     assert sample_images(other)[1] == "256 random images"
+    for short in (Split(images[:200], np.zeros(200, np.int32)), PermissionError()):
+        with monkeypatch.context() as patch:
+            patch.setattr(writing, "load_split", Mock(side_effect=[short]))
+            assert sample_images(trained)[1] == "256 random images"
     for side, batch, number in ((64, 64, 256), (224, 5, 255), (4096, 1, 5)):
         info = dataclasses.replace(trained.info, image_shape=(side, side, 3))
         other = dataclasses.replace(trained, plan=dataclasses.replace(trained.plan, info=info))

@@ -36,25 +36,36 @@ CASES = {
     "a small map": (4, 4, 3, 1, 1),
     "a map that tiles do not divide": (4, 10, 3, 1, 1),
     "3x3 without padding": (4, 16, 3, 1, 0),
+    "an oblong map": (4, (8, 16), 3, 1, 1),
+    "an oblong map and stride 2": (4, (12, 6), 3, 2, 1),
+    "another kernel, stride and padding for rows than for columns": (4, (9, 14), (3, 5), (2, 1), (0, 2)),
 }
+
+Sides = int | tuple[int, int]
+"""A number for the rows and one for the columns, or one for both."""
+
+
+def both(sides: Sides) -> tuple[int, int]:
+    return (sides, sides) if isinstance(sides, int) else sides
 
 
 def arrays(
-    batch: int, size: int, kernel: int, stride: int, padding: int, dtype: Any = np.float64
+    batch: int, size: Sides, kernel: Sides, stride: Sides, padding: Sides, dtype: Any = np.float64
 ) -> tuple[np.ndarray, ...]:
     random = np.random.default_rng(0)
-    outputs = (size + 2 * padding - kernel) // stride + 1
-    shapes = (batch, size, size, 5), (kernel, kernel, 5, 6), (batch, outputs, outputs, 6)
+    sides = zip(both(size), both(kernel), both(stride), both(padding), strict=True)
+    outputs = [(side + 2 * pad - width) // step + 1 for side, width, step, pad in sides]
+    shapes = (batch, *both(size), 5), (*both(kernel), 5, 6), (batch, *outputs, 6)
     return tuple(random.normal(size=shape).astype(dtype) for shape in shapes)
 
 
-def reference(stride: int, padding: int) -> Callable[[Any, Any], jax.Array]:
+def reference(stride: Sides, padding: Sides) -> Callable[[Any, Any], jax.Array]:
     def convolve(inputs: Any, kernel: Any) -> jax.Array:
         return lax.conv_general_dilated(
             inputs,
             kernel,
-            (stride, stride),
-            [(padding, padding)] * 2,
+            both(stride),
+            [(pad, pad) for pad in both(padding)],
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
 
@@ -66,7 +77,7 @@ def reference(stride: int, padding: int) -> Callable[[Any, Any], jax.Array]:
 def test_gradients_equal_those_of_xla(case: str, shards: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(cpu_convolution, "_left_to_xla", lambda *_: False)
     batch, size, kernel, stride, padding = CASES[case]
-    strides, paddings = (stride,) * 2, ((padding,) * 2,) * 2
+    strides, paddings = both(stride), tuple((pad, pad) for pad in both(padding))
     with jax.enable_x64():
         inputs, weights, gradient = map(jnp.asarray, arrays(batch, size, kernel, stride, padding))
         ours = make_convolution(shards)

@@ -34,11 +34,15 @@ def state_at(plan: Plan, step: int = 7) -> TrainState:
 
 
 def save_run(workdir: Path, plan: Plan) -> TrainState:
-    """The folder of a run of `plan` with the checkpoints of steps 7 and 9, the first one the best."""
-    state = state_at(plan)
+    """The folder of a run of `plan` with the checkpoints of steps 7, which is the best, and 9.
+
+    Returns the state of step 9. At step 7 all weights are larger by 1.
+    """
+    state = state_at(plan, 9)
+    params = jax.tree.map(lambda leaf: leaf + 1, state.params)
     with Workdir(workdir).open(plan), Checkpoints(Workdir(workdir).checkpoints) as checkpoints:
-        checkpoints.save(state, accuracy=0.5)
-        checkpoints.save(state.replace(step=jax.numpy.int32(9)), accuracy=0.25)
+        checkpoints.save(state.replace(step=jax.numpy.int32(7), params=params), accuracy=0.5)
+        checkpoints.save(state, accuracy=0.25)
     return state
 
 
@@ -174,14 +178,22 @@ def test_a_network_that_is_not_there_is_told(
 
 
 def test_checkpoints_are_chosen_by_name(tmp_path: Path, tiny_plan: Plan):
-    state = save_run(tmp_path, tiny_plan)
-    for checkpoint, step, selected_on in (("latest", 9, None), ("best", 7, "test"), ("7", 7, None)):
+    latest = jax.device_get(save_run(tmp_path, tiny_plan).params)
+    for checkpoint, step, selected_on in (
+        ("latest", 9, None),
+        ("best", 7, "test"),
+        ("7", 7, None),
+        (9, 9, None),
+    ):
         network = load_run(tmp_path, checkpoint, mesh_of(2))
-        assert (network.checkpoint, network.step, network.selected_on) == (checkpoint, step, selected_on)
-        jax.tree.map(np.testing.assert_array_equal, network.variables, jax.device_get(state.variables))
+        assert (network.checkpoint, network.step, network.selected_on) == (str(checkpoint), step, selected_on)
+        expected = latest if step == 9 else jax.tree.map(lambda leaf: leaf + 1, latest)
+        jax.tree.map(np.testing.assert_array_equal, network.variables["params"], expected)
         assert len(jax.tree.leaves(network.variables)[0].sharding.device_set) == 2
     with pytest.raises(UserError, match=r"no checkpoint 8 in .* one of the steps 7, 9"):
         load_run(tmp_path, "8")
+    with pytest.raises(UserError, match=r"no checkpoint 0 in "):
+        load_network(tmp_path, 0)
 
 
 def test_what_is_missing_or_damaged_is_told(tmp_path: Path, tiny_plan: Plan):

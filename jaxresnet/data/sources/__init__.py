@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxresnet.config.schema import Config, DataConfig
@@ -31,8 +30,8 @@ def reopen_source(config: Config, directory: str = "") -> "Source":
     It is looked for in `directory` if that is given, or in the configuration's folder if that still exists, or in the
     usual places: $TFDS_DATA_DIR and ~/tensorflow_datasets. There are none for a folder of pictures.
     """
-    # os.path, because Path.expanduser fails if the user has no home.
-    there = Path(os.path.expanduser(config.data.dir)).is_dir()  # noqa: PTH111
+    # os.path, because Path.expanduser fails if the user has no home, and Path.is_dir if a folder above is another's.
+    there = os.path.isdir(os.path.expanduser(config.data.dir))  # noqa: PTH111, PTH112
     kept = config.data.dir if there or config.data.name == "folder" else ""
     return open_source(config.replace({"data.dir": directory or kept}).data)
 

@@ -63,7 +63,7 @@ class PredictionConsole:
         self._terminal = sys.stdout.isatty()
         self._json = json_lines or not self._terminal
         self._console = Console(
-            file=sys.stdout if self._terminal else sys.stderr, highlight=False, markup=False
+            file=sys.stdout if self._terminal else sys.stderr, highlight=False, markup=False, emoji=False
         )
         self._console.width -= 3  # the terminal shows the ^C of a Ctrl-C behind the bar
         longest = min(LONGEST_CLASS_NAME, max(8, self._console.width // 3))

@@ -38,6 +38,7 @@ from jaxresnet.plan import Plan, load_plan
 from jaxresnet.trained.shipped import find_network
 
 if TYPE_CHECKING:
+    from jaxresnet.data.info import DatasetInfo
     from jaxresnet.data.splits import Source, Split
     from jaxresnet.runs.records import EvaluationRecord
     from jaxresnet.trained.load import TrainedNetwork
@@ -178,12 +179,12 @@ def evaluate_command(args: argparse.Namespace, plan: Plan | None, peers: Peers) 
             )
     print(as_text(record), flush=True)  # before what may go to the same place, such as /dev/stdout
     if output is not None and peers.first:
-        if output != args.output:
-            news = changed_data(network, source, whole=bool(args.data_dir))
-            reason = f"not the data of the training ({news})" if news else later_step(output, record)
-            if reason:
-                tell(f"note: {reason}: {output.name} stays as it is; --output names a file")
-                return
+        whole = bool(args.data_dir)
+        if output != args.output and (
+            reason := other_data(network.info, source, whole=whole) or later_step(output, record)
+        ):
+            tell(f"note: {reason}: {output.name} stays as it is; --output names a file")
+            return
         try:
             write_evaluation(output, record, named=output == args.output)
         except OSError as error:
@@ -207,23 +208,18 @@ def load_chosen(args: argparse.Namespace, plan: Plan | None) -> "tuple[TrainedNe
     return network, args.output or Workdir(args.workdir).evaluation_path(checkpoint, average=args.average)
 
 
-def changed_data(network: "TrainedNetwork", source: "Source", *, whole: bool) -> str:
-    """How a data set is another one than the network was trained on, in words; empty if it is the same.
+def other_data(info: "DatasetInfo", source: "Source", *, whole: bool) -> str:
+    """That a data set is another one than `info` is of, in words; empty if it is the same (`changed_data`).
 
-    A network can be evaluated on other images of the same classes, but that is not the result of its run. With `whole`
-    all images are read and compared, else their numbers alone. A data set that is known in advance was checked as it
-    was read.
+    A network can be evaluated on other images of the same classes, but that is not the result of its run.
     """
-    from jaxresnet.data.info import changes, known_changes
+    from jaxresnet.data.splits import changed_data
 
-    if not network.info.digest:
-        return ""
-    if not whole:
-        return known_changes(network.info, source.outline)
     try:
-        return "" if source.info == network.info else changes(network.info, source.info)
+        news = changed_data(info, source, whole=whole)
     except UserError as error:
-        return f"its training images cannot be compared: {str(error).splitlines()[0]}"
+        news = f"its training images cannot be compared: {str(error).splitlines()[0]}"
+    return f"not the data of the training ({news})" if news else ""
 
 
 def later_step(path: Path, record: "EvaluationRecord") -> str:

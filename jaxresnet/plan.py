@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxresnet.config.files import load_config
+from jaxresnet.config.files import load_config, naming
 from jaxresnet.config.schema import LARGEST_IMAGE, Config
 from jaxresnet.data.info import DatasetInfo
 from jaxresnet.data.resolution import Phase, Size, phases_of, problems_of
@@ -71,14 +71,14 @@ class Plan:
         return resolve(config, self.info)
 
 
-def resolve(config: Config, info: DatasetInfo, source: str = "") -> Plan:
+def resolve(config: Config, info: DatasetInfo) -> Plan:
     """The plan of `config` on the data set that `info` describes.
 
-    Raises UserError (exit code 2) if the two do not fit: one line per problem, each beginning with `source`.
+    Raises UserError (exit code 2) if the two do not fit: one line per problem.
     """
     plan = Plan(config, info)
     if problems := _problems(plan):
-        raise UserError("\n".join(f"{source}{problem}" for problem in problems), 2)
+        raise UserError("\n".join(problems), 2)
     return plan
 
 
@@ -90,7 +90,8 @@ def load_plan(path: Path, directory: str = "") -> Plan:
     """
     config = load_config(path)
     data = config.replace({"data.dir": directory or config.data.dir}).data
-    return resolve(config, open_source(data, f"{path}: ").info, f"{path}: ")
+    with naming(path):
+        return resolve(config, open_source(data).info)
 
 
 def _problems(plan: Plan) -> list[str]:

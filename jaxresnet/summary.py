@@ -13,7 +13,13 @@ if __name__ == "__main__":  # first, because the imports below take half a secon
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from jaxresnet.config.flags import ArgumentParser, add_config_arguments, config_from_arguments
+from jaxresnet.config.files import naming
+from jaxresnet.config.flags import (
+    ArgumentParser,
+    add_config_arguments,
+    config_from_arguments,
+    setting_arguments,
+)
 from jaxresnet.data.resolution import Phase, size_text
 from jaxresnet.data.sources import open_source
 from jaxresnet.errors import run_command
@@ -34,8 +40,8 @@ def main(argv: Sequence[str]) -> None:
     require_address_space(1.5)
     own_process()
     config = with_initial_model(config_from_arguments(args))
-    source = f"{args.config}: " if args.config else ""
-    plan = resolve(config, open_source(config.data, source).outline, source)
+    with naming(args.config, setting_arguments(args)):
+        plan = resolve(config, open_source(config.data).outline)
 
     # Imported here, so that --help is answered at once.
     from jaxresnet.network.describe import describe, macs_of_phases

@@ -17,7 +17,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from jaxresnet.config.files import find_config, load_config
+from jaxresnet.config.files import find_config, load_config, naming
 from jaxresnet.config.flags import (
     ArgumentParser,
     add_device_argument,
@@ -197,9 +197,10 @@ def planned_runs(
             config = load_config(file).replace({**settings, "seed": seed})
             config = with_initial_model(config, Workdir(path))
             recorded = recorded_facts(path, config)
-            if recorded is None and config.data not in facts:
-                facts[config.data] = open_source(config.data, f"{file}: ").outline
-            runs[path] = resolve(config, recorded or facts[config.data], f"{file}: ")
+            with naming(file, settings):
+                if recorded is None and config.data not in facts:
+                    facts[config.data] = open_source(config.data).outline
+                runs[path] = resolve(config, recorded or facts[config.data])
     return runs
 
 

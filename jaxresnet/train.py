@@ -14,6 +14,7 @@ import argparse
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from jaxresnet.config.files import naming
 from jaxresnet.config.flags import (
     ArgumentParser,
     add_config_arguments,
@@ -62,14 +63,14 @@ def train_command(args: argparse.Namespace, peers: Peers) -> None:
     config = config_from_arguments(args)
     require_address_space(3)
     own_process()
-    place = f"{args.config}: " if args.config else ""
     folder = Workdir(args.workdir or Path("runs") / default_name(args.config, config))
     config = with_initial_model(config, folder)
     # The data may lie somewhere else on each computer.
     peers.require_same({k: v for k, v in setting_values(config).items() if k != "data.dir"}, 2)
-    source = open_source(config.data, place)
     # What is wrong is told before images are read.
-    resolve(config, folder.facts(config) or source.outline, place)
+    with naming(args.config, setting_arguments(args)):
+        source = open_source(config.data)
+        resolve(config, folder.facts(config) or source.outline)
 
     # Imported here, so that --help and a wrong flag are answered at once.
     from jaxresnet.fit import fit

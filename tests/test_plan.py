@@ -83,13 +83,13 @@ def test_what_does_not_fit_the_data_is_told_in_one_line(settings: dict[str, Any]
     assert caught.value.exit_code == 2
 
 
-def test_all_problems_are_told_at_once_each_with_its_source():
+def test_all_problems_are_told_at_once():
     config = Config().replace({"augment.crop_padding": 40, "batch_size": 60_000})
     with pytest.raises(UserError) as caught:
-        resolve(config, INFO, source="config.toml: ")
+        resolve(config, INFO)
     assert str(caught.value).splitlines() == [
-        "config.toml: augment.crop_padding: expected less than the image size 32, found 40",
-        "config.toml: batch_size: expected at most the 50000 training examples, found 60000",
+        "augment.crop_padding: expected less than the image size 32, found 40",
+        "batch_size: expected at most the 50000 training examples, found 60000",
     ]
 
 

@@ -1,7 +1,9 @@
 """Configurations as TOML: reading a file, writing a run's configuration, finding those shipped with the package."""
 
+import contextlib
 import json
 import tomllib
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,22 @@ def find_config(name: str) -> Path:
             )
         return path
     return shipped[name]
+
+
+@contextlib.contextmanager
+def naming(file: Path | None, given: Collection[str] = ()) -> Iterator[None]:
+    """In the block, UserErrors with exit code 2 get the name of the configuration's file, in each line.
+
+    A line that begins with one of the `given` settings gets none: that one is a flag's.
+    """
+    try:
+        yield
+    except UserError as error:
+        if error.exit_code != 2 or file is None:
+            raise
+        lines = str(error).splitlines()
+        named = [line if line.partition(":")[0] in given else f"{file}: {line}" for line in lines]
+        raise UserError("\n".join(named), 2) from None
 
 
 def load_config(path: Path, *, follow: bool = True) -> Config:

@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from jaxresnet.data.info import DatasetInfo, listed
+from jaxresnet.data.info import DatasetInfo, changes, known_changes, listed
 from jaxresnet.errors import UserError
 
 
@@ -66,6 +66,19 @@ def load_split(
             f"of {listed(expected.class_names)}, found {info.image_shape} of {listed(info.class_names)}"
         )
     return load_splits(source, {name}, validation_examples)[name]
+
+
+def changed_data(info: DatasetInfo, source: Source, *, whole: bool) -> str:
+    """How a data set is another one than `info` is of, in words; empty if it is the same.
+
+    With `whole` all images are read and compared, else what is known without them. A data set that is known in advance
+    is checked as it is read. Raises UserError if it cannot be read.
+    """
+    if not info.digest:
+        return ""
+    if not whole:
+        return known_changes(info, source.outline)
+    return "" if source.info == info else changes(info, source.info)
 
 
 def load_splits(source: Source, names: Collection[str], validation_examples: int = 0) -> dict[str, Split]:

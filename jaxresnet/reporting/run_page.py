@@ -6,6 +6,7 @@ from jaxresnet.config.schema import Config, differing_settings
 from jaxresnet.network.describe import describe
 from jaxresnet.reporting.page import Page, Section, Tile
 from jaxresnet.reporting.sections.curves import curves_section
+from jaxresnet.reporting.sections.data import find_data
 from jaxresnet.reporting.sections.evaluation import evaluate_run, evaluation_sections
 from jaxresnet.reporting.sections.images import images_section
 from jaxresnet.reporting.sections.network import network_section
@@ -24,14 +25,15 @@ def run_report(history: History, mesh: "Mesh", data_dir: str = "") -> Page:
     Parts that the run does not have yet are left out, with a line that says so.
     """
     layers = describe(history.plan)
-    evaluated = evaluate_run(history, mesh, data_dir)
+    data = find_data(history.plan, data_dir)
+    evaluated = evaluate_run(history, mesh, data)
     return Page(
         history.name,
         f"{history.config.data.name}, seed {history.config.seed}, {history.config.precision}",
         headline_tiles(history, evaluated.record, sum(layer.parameters for layer in layers)),
         [
             settings_section(history.config),
-            images_section(history.plan, data_dir),
+            images_section(data),
             network_section(history.plan, layers),
             curves_section([RunGroup(history.name, [history])]),
             *evaluation_sections(history.plan, evaluated),

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxresnet.config.files import dump_config, load_config
+from jaxresnet.config.files import dump_config, load_config, naming
 from jaxresnet.config.schema import Config, differing_settings, setting_values
 from jaxresnet.data.info import DatasetInfo, changes
 from jaxresnet.data.sources import known_facts
@@ -134,14 +134,17 @@ class Workdir:
     def require_plan(self) -> Plan:
         """The plan of the run: its configuration and the facts of its data set. Raises UserError if there is no run."""
         config = self.require_config()
-        return resolve(config, self._info(config), source=f"{self._config}: ")
+        info = self._info(config)
+        with naming(self._config):
+            return resolve(config, info)
 
     def _info(self, config: Config) -> DatasetInfo:
         """The facts of the run's data set, whose configuration is `config`."""
         if (info := read_record(DatasetInfo, self._dataset)) is not None:
             return info
         # A run of version 0.1, which did not write this file.
-        return known_facts(config.data, f"{self._config}: ")
+        with naming(self._config):
+            return known_facts(config.data)
 
     def require_in_place(self) -> None:
         """Raise UserError if the folder was moved or removed since `open`: a save would make a new one there."""

@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 from helpers import ROOT, plan_of
 
-from jaxresnet.config.files import dump_config, find_config, load_config, parse_config, shipped_configs
+from jaxresnet.config.files import (
+    dump_config,
+    find_config,
+    load_config,
+    naming,
+    parse_config,
+    shipped_configs,
+)
 from jaxresnet.config.schema import Config, differing_settings, setting_fields
 from jaxresnet.errors import UserError
 from jaxresnet.network.describe import describe
@@ -154,3 +161,16 @@ def test_unreadable_files(tmp_path: Path):
         with pytest.raises(UserError, match=reason) as caught:
             load_config(path)
         assert caught.value.exit_code == 2
+
+
+def test_the_file_is_named_unless_a_flag_is_wrong():
+    def told(file: Path | None, given: tuple[str, ...] = (), code: int = 2) -> str:
+        with pytest.raises(UserError) as caught, naming(file, given):
+            raise UserError("epochs: expected 1\ndata.dir: expected a folder", code)
+        assert caught.value.exit_code == code
+        return str(caught.value)
+
+    file = Path("a.toml")
+    assert told(file) == "a.toml: epochs: expected 1\na.toml: data.dir: expected a folder"
+    assert told(file, ("data.dir", "data.name")) == "a.toml: epochs: expected 1\ndata.dir: expected a folder"
+    assert told(None) == told(file, code=1) == "epochs: expected 1\ndata.dir: expected a folder"

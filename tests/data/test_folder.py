@@ -1,12 +1,12 @@
 """Folders of pictures: what becomes of them, in which order, and how it is told that they are no data set."""
 
 import dataclasses
+import errno
 import math
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,9 @@ from PIL import Image
 from jaxresnet.config.schema import Config, DataConfig
 from jaxresnet.data.pictures import read_picture
 from jaxresnet.data.sources import open_source, reading, reopen_source
-from jaxresnet.data.splits import load_split, load_splits
+from jaxresnet.data.splits import changed_data, load_split, load_splits
 from jaxresnet.errors import UserError
-from jaxresnet.evaluate import changed_data
+from jaxresnet.evaluate import other_data
 from jaxresnet.fit import fit
 from jaxresnet.plan import resolve
 from jaxresnet.runs.records import EpochRecord, EvaluationRecord, write_evaluation
@@ -63,7 +63,7 @@ def test_pictures_are_in_the_order_of_their_names_and_the_last_of_each_class_are
     assert info.std == pytest.approx((math.sqrt(20**2 * 63 / 12 + 0.25) / 255,) * 3, rel=1e-15)
     assert capsys.readouterr().out.splitlines() == [
         "folder has no test split: 4 of its 20 examples are held out as one, the same share of each class "
-        "(data.test_share)",
+        "to within one example (data.test_share)",
         "reading 20 images as 4 x 4 pixels",
     ]
 
@@ -207,15 +207,38 @@ def test_what_does_not_fit_into_memory_is_refused_with_its_size(
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path):
-    with pytest.raises(
-        UserError, match=r"^a\.toml: data\.dir: expected the folder with the pictures"
-    ) as caught:
-        open_source(DataConfig(name="folder"), "a.toml: ")
+    with pytest.raises(UserError, match=r"^data\.dir: expected the folder with the pictures") as caught:
+        open_source(DataConfig(name="folder"))
     assert caught.value.exit_code == 2
     gone = Config().replace({"data.name": "folder", "data.dir": str(tmp_path / "gone")})
     with pytest.raises(UserError, match=rf"no folder {tmp_path}/gone: .*--data.dir names it") as caught:
         load_split(reopen_source(gone), "test")
     assert caught.value.exit_code == 1
+
+
+def test_a_folder_that_cannot_be_read_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    picture(folder / "cat" / "more" / "1.png")
+    open_folder = os.scandir
+
+    def scan(path: str) -> Any:
+        if path.endswith("more"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return open_folder(path)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    with pytest.raises(UserError) as caught:
+        _ = open_source(config_of(folder)).outline
+    assert str(caught.value) == f"{folder}/cat/more: cannot read the folder: Permission denied"
+
+
+def test_classes_without_a_test_picture_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for name in "abcdef":
+        for number in range(4):
+            picture(tmp_path / name / f"{number}.png")
+    source = open_source(config_of(tmp_path))
+    assert source.info.test_examples == 5  # of 24, for six classes
+    assert source.read("test").labels.tolist() == [0, 2, 3, 4, 5]
+    assert capsys.readouterr().out.splitlines()[-1] == "the test split has no example of b"
 
 
 def test_a_run_on_a_folder_goes_on_unless_the_pictures_change(
@@ -237,24 +260,25 @@ def test_a_run_on_a_folder_goes_on_unless_the_pictures_change(
     with pytest.raises(UserError, match=r"\(the classes cow are new; train_examples was 16, is 18\)"):
         fit(config, workdir)
 
-    network: Any = SimpleNamespace(info=plan.info)  # as evaluate asks
-    assert changed_data(network, open_source(config.data), whole=True).startswith("the classes cow are new")
+    assert changed_data(plan.info, open_source(config.data), whole=True).startswith("the classes cow are new")
     shutil.rmtree(folder / "cow")
     assert (
-        changed_data(network, open_source(config.data), whole=True)
+        changed_data(plan.info, open_source(config.data), whole=True)
         == "images or labels differ, or their order"
     )
-    assert changed_data(network, open_source(config.data), whole=False) == ""
+    assert changed_data(plan.info, open_source(config.data), whole=False) == ""
     picture(folder / "cat" / "100.png")
-    assert changed_data(network, open_source(config.data), whole=False) == "train_examples was 16, is 17"
+    assert changed_data(plan.info, open_source(config.data), whole=False) == "train_examples was 16, is 17"
     (folder / "cat" / "100.png").unlink()
     (folder / "cat" / "99.png").rename(folder / "cat" / "3.png")
-    assert changed_data(network, open_source(config.data), whole=True) == ""
+    assert changed_data(plan.info, open_source(config.data), whole=True) == ""
     (folder / "cat" / "1.png").write_bytes(b"")
     problem = (
-        f"its training images cannot be compared: {folder}/cat/1.png: expected a picture in a format that"
+        "not the data of the training (its training images cannot be compared: "
+        f"{folder}/cat/1.png: expected a picture in a format that"
     )
-    assert changed_data(network, open_source(config.data), whole=True).startswith(problem)
+    assert other_data(plan.info, open_source(config.data), whole=True).startswith(problem)
+    assert other_data(plan.info, open_source(config.data), whole=False) == ""
 
     folder.rename(tmp_path / "gone")
     assert Workdir(workdir).require_plan() == plan

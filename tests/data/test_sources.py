@@ -24,9 +24,9 @@ def test_a_source_is_opened_by_its_name_without_reading():
 def test_images_of_a_known_size_are_not_resized():
     assert open_source(DataConfig(name="digits", image_size=32)).info.image_shape == (32, 32, 3)
     with pytest.raises(
-        UserError, match=r"^a\.toml: data\.image_size: expected 0 or 32 for digits, found 64"
+        UserError, match=r"^data\.image_size: expected 0 or 32 for digits, found 64"
     ) as caught:
-        open_source(DataConfig(name="digits", image_size=64), "a.toml: ")
+        open_source(DataConfig(name="digits", image_size=64))
     assert caught.value.exit_code == 2
 
 

@@ -49,6 +49,15 @@ class OwnTest(Builder, skip_registration=True):
     SPLITS = {"train": 30, "test": 4, "validation": 3}  # noqa: RUF012
 
 
+class Unlabelled(Builder, skip_registration=True):
+    SPLITS = {"train": 5, "test": 3}  # noqa: RUF012
+
+    def _generate_examples(self, count: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Without labels in the test split, as in a competition's data."""
+        for key, example in super()._generate_examples(count):
+            yield key, example if count == 5 else example | {"kind": -1}
+
+
 class Alone(Builder, skip_registration=True):
     SPLITS = {"train": 30}  # noqa: RUF012
     SHAPE = (None, None, 1)
@@ -62,7 +71,7 @@ class Validated(Builder, skip_registration=True):
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with these data sets."""
     root = tmp_path_factory.mktemp("prepared")
-    for kind in (OwnTest, Alone, Validated):
+    for kind in (OwnTest, Unlabelled, Alone, Validated):
         kind(data_dir=root).download_and_prepare()
     return root
 
@@ -104,8 +113,8 @@ def test_without_a_test_split_a_share_of_each_class_is_held_out(
     assert source.info.image_shape == (3, 3, 3)
     assert known_changes(source.info, source.outline) == ""
     assert capsys.readouterr().out.splitlines() == [
-        "alone has no test split: 12 of its 30 examples are held out as one, the same share of each class "
-        "(data.test_share)",
+        "alone has no test split: 12 of its 30 examples are held out as one, the same share of each class to "
+        "within one example (data.test_share)",
         "reading 30 images as 3 x 3 pixels",
     ]
     splits = load_splits(source, {"train", "test"})
@@ -127,6 +136,13 @@ def test_a_validation_split_is_the_next_best(root: Path, capsys: pytest.CaptureF
     told = "validated has no test split: its validation split is taken as one"
     assert told in capsys.readouterr().out.splitlines()
     assert sorted(source.read("test").images[:, 0, 0, 0]) == [0, 1, 2]
+
+
+def test_a_split_without_labels_is_told(root: Path):
+    source = open_source(config_of("unlabelled", root))
+    assert source.read("train").labels.tolist().count(0) == 3
+    with pytest.raises(UserError, match=r"^unlabelled, test split, image 1: expected a label, found none$"):
+        source.read("test")
 
 
 def test_a_damaged_file_is_named(root: Path, tmp_path: Path):
@@ -190,7 +206,7 @@ def test_no_network_is_told_at_once(
 )  # fmt: skip
 def test_a_name_that_is_no_use_is_told_in_one_line(tmp_path: Path, name: str, problem: str):
     with pytest.raises(UserError) as caught:
-        _ = open_source(config_of(name, tmp_path), "a.toml: ").outline
-    assert str(caught.value).startswith(f"a.toml: data.name: {problem}")
+        _ = open_source(config_of(name, tmp_path)).outline
+    assert str(caught.value).startswith(f"data.name: {problem}")
     assert len(str(caught.value).splitlines()) == 1
     assert caught.value.exit_code == 2

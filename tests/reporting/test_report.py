@@ -7,27 +7,30 @@ import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 from helpers import plan_of
+from PIL import Image
 
 import jaxresnet
 from jaxresnet.config.files import dump_config
 from jaxresnet.config.schema import Config
+from jaxresnet.data.sources import open_source
 from jaxresnet.data.sources.digits import INFO
 from jaxresnet.errors import UserError
 from jaxresnet.evaluate import as_text
 from jaxresnet.machine.devices import local_mesh
-from jaxresnet.plan import Plan
+from jaxresnet.plan import Plan, resolve
 from jaxresnet.report import main
+from jaxresnet.reporting.comparison_page import comparison_report, data_table
 from jaxresnet.reporting.page import write_page
 from jaxresnet.reporting.run_page import run_report
+from jaxresnet.reporting.sections.data import RunData, find_data
 from jaxresnet.reporting.sections.origin import initial_facts, origin_section
 from jaxresnet.reporting.text import escape_markdown, interval_of
-from jaxresnet.runs.groups import read_histories
+from jaxresnet.runs.groups import group_runs, read_histories
 from jaxresnet.runs.records import EpochRecord, EvaluationRecord, InitialWeights, write_evaluation
 from jaxresnet.runs.workdir import Workdir
 from jaxresnet.trained.scores import class_scores
@@ -202,15 +205,64 @@ def test_without_checkpoints_the_files_are_shown(finished: Path, tmp_path: Path)
 def test_other_data_than_that_of_the_training_is_not_mixed_in(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    evaluation = "jaxresnet.reporting.sections.evaluation"
-    grown = SimpleNamespace(outline=dataclasses.replace(INFO, test_examples=400))
-    monkeypatch.setattr(f"{evaluation}.reopen_source", lambda config, data_dir: grown)
-    monkeypatch.setattr(f"{evaluation}.load_split", lambda source, name, expected: None)
+    monkeypatch.setattr(
+        "jaxresnet.reporting.run_page.find_data", lambda plan, data_dir: RunData(plan, None, "it has changed")
+    )
     page = write_report(finished, tmp_path / "report")
     text = page.read_text(encoding="utf-8")
-    assert "not shown: the data is not that of the training: test_examples was 355, is 400" in text
+    assert "Mistakes and confidence are not shown: it has changed" in text
+    assert "Not shown: it has changed" in text
     assert "on 355 test images" in text
-    assert not (page.parent / "mistakes.png").exists()
+    assert {path.name for path in page.parent.glob("*.png")} == PICTURES - {
+        *("training_images.png", "augmented_images.png"),
+        *("mistakes.png", "calibration.png", "confidence.png"),
+    }
+
+
+def test_the_data_of_a_run_is_compared_image_by_image(tmp_path: Path, tiny_config: Config):
+    folder, moved = tmp_path / "pictures", tmp_path / "moved"
+    for number in range(20):
+        path = folder / ("train" if number < 16 else "test") / "ab"[number % 2] / f"{number:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 10 * number).save(path)
+    config = tiny_config.replace({"data.name": "folder", "data.dir": str(folder), "batch_size": 4})
+    plan = resolve(config, open_source(config.data).info)
+    found = find_data(plan)
+    assert found.load("train").images[:, 0, 0, 0].tolist() == [*range(0, 160, 20), *range(10, 160, 20)]
+    assert found.load("test").labels.tolist() == [0, 0, 1, 1]
+
+    # Two pictures have other classes now. All numbers are the same.
+    swapped = folder / "test" / "a" / "16.png", folder / "test" / "b" / "17.png"
+    swapped[0].rename(folder / "test" / "b" / "16.png")
+    swapped[1].rename(folder / "test" / "a" / "17.png")
+    found = find_data(plan)
+    problem = "the data is not that of the training: images or labels differ, or their order"
+    assert (found.source, found.problem) == (None, problem)
+    with pytest.raises(UserError, match=problem):
+        found.load("test")
+    folder.rename(moved)
+    assert find_data(plan).problem.startswith(f"no folder {folder}: expected pictures in")
+    assert find_data(plan, str(moved)).problem == problem
+    for path in swapped:
+        [place] = moved.glob(f"test/*/{path.name}")
+        place.rename(moved / path.relative_to(folder))
+    assert len(find_data(plan, str(moved)).load("test").labels) == 4
+
+
+def test_other_data_is_told_in_a_comparison(tmp_path: Path, tiny_plan: Plan):
+    info = dataclasses.replace(tiny_plan.info, train_examples=2_000, digest="f" * 64)
+    for name, plan in (("a", tiny_plan), ("b", dataclasses.replace(tiny_plan, info=info))):
+        made_up_run(tmp_path / name, plan)
+    groups = group_runs(read_histories([tmp_path / "a", tmp_path / "b"], above=tmp_path))
+    assert data_table(groups) == [
+        ("data", "a", "b"),
+        ("training images", "1,442", "2,000"),
+        ("SHA-256 of the images", "known in advance", "f" * 12),
+    ]
+    assert [section.title for section in comparison_report(groups).sections] == [
+        "Results", "Facts of the data that differ", "Loss and accuracy by epoch"
+    ]  # fmt: skip
+    assert data_table(groups[:1]) == [("data", "a")]
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -36,26 +36,26 @@ def reopen_source(config: Config, directory: str = "") -> "Source":
     return open_source(config.replace({"data.dir": directory or kept}).data)
 
 
-def known_facts(config: DataConfig, source: str = "") -> DatasetInfo:
+def known_facts(config: DataConfig) -> DatasetInfo:
     """The facts of a data set that is known in advance, for files of version 0.1, which do not record them.
 
-    Such a file may come from a stranger, and so no other data set is looked for. Raises UserError (exit code 2), which
-    begins with `source`, if the configuration names another.
+    Such a file may come from a stranger, and so no other data set is looked for. Raises UserError (exit code 2) if the
+    configuration names another.
     """
     if config.name not in SOURCES:
         raise UserError(
-            f"{source}data.name: expected {' or '.join(SOURCES)} where no facts of the data set are recorded, found "
+            f"data.name: expected {' or '.join(SOURCES)} where no facts of the data set are recorded, found "
             f"{config.name!r}",
             2,
         )
-    return open_source(config, source).outline
+    return open_source(config).outline
 
 
-def open_source(config: DataConfig, source: str = "") -> "Source":
+def open_source(config: DataConfig) -> "Source":
     """The data set that the configuration names.
 
     Raises UserError (exit code 2) if a setting does not fit it, at the latest when its facts are asked for: also if no
-    data set has that name. Its line begins with `source`.
+    data set has that name.
 
     >>> open_source(DataConfig(name="digits")).info.test_examples
     355
@@ -65,7 +65,7 @@ def open_source(config: DataConfig, source: str = "") -> "Source":
         height = found.outline.image_shape[0]
         if config.image_size not in (0, height):
             raise UserError(
-                f"{source}data.image_size: expected 0 or {height} for {config.name}, found {config.image_size}",
+                f"data.image_size: expected 0 or {height} for {config.name}, found {config.image_size}",
                 2,
             )
         return found
@@ -73,7 +73,7 @@ def open_source(config: DataConfig, source: str = "") -> "Source":
     if config.name == "folder":
         from jaxresnet.data.sources.folder import Folder
 
-        return Folder(config, source)
+        return Folder(config)
     from jaxresnet.data.sources.tfds import Tfds
 
-    return Tfds(config, source)
+    return Tfds(config)

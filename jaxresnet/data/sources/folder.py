@@ -33,11 +33,10 @@ class Folder(PictureSource):
     Classes are sorted by name, and the pictures of a class by path. So their order does not depend on the file system.
     """
 
-    def __init__(self, config: DataConfig, source: str = ""):
+    def __init__(self, config: DataConfig):
         super().__init__(config)
-        self._source = source
         if not config.dir:
-            raise UserError(f"{source}data.dir: expected the folder with the pictures, found ''", 2)
+            raise UserError("data.dir: expected the folder with the pictures, found ''", 2)
 
     @property
     def outline(self) -> DatasetInfo:
@@ -113,7 +112,7 @@ class Folder(PictureSource):
                     f"{width} x {height} pixels: {place}" for (height, width), place in sizes.items()
                 )
                 raise UserError(
-                    f"{self._source}data.image_size: expected one, as the pictures differ in size ({found}), found 0",
+                    f"data.image_size: expected one, as the pictures differ in size ({found}), found 0",
                     2,
                 )
         if not sizes:
@@ -133,11 +132,21 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _pictures(folder: Path) -> dict[str, list[Path]]:
-    """The pictures in each class's folder, which are sorted, as text with slashes on every system."""
-    return {
-        each.name: sorted(find_pictures(each), key=lambda path: path.relative_to(folder).as_posix())
+    """The pictures in each class's folder, which are sorted, as text with slashes on every system.
+
+    Raises UserError, a line for each, if folders in it cannot be read.
+    """
+    errors: list[OSError] = []
+    found = {
+        each.name: sorted(
+            find_pictures(each, errors.append), key=lambda path: path.relative_to(folder).as_posix()
+        )
         for each in _folders(folder)
     }
+    if errors:
+        lines = [f"{error.filename}: cannot read the folder: {error.strerror}" for error in errors]
+        raise UserError("\n".join(map(printable, lines)))
+    return found
 
 
 def _check_classes(root: Path, found: dict[str, dict[str, list[Path]]]) -> None:

@@ -58,7 +58,7 @@ class PictureSource(ABC):
         held, outline = self.outline.test_examples, self.outline
         return (
             f"{held:,} of its {outline.train_examples + held:,} examples are held out as one, the same share of each "
-            "class (data.test_share)"
+            "class to within one example (data.test_share)"
         )
 
     @abstractmethod
@@ -88,6 +88,9 @@ class PictureSource(ABC):
                 problems.append(str(error))
         if problems:
             raise UserError("\n".join(problems))
+        present = set(self._kept["test"].labels.tolist())
+        if absent := [name for label, name in enumerate(outline.class_names) if label not in present]:
+            print(f"the test split has no example of {listed(absent)}", flush=True)
         mean, std = statistics(self._kept["train"].images)
         found = digest(self._kept["train"], self._kept["test"])
         return dataclasses.replace(outline, mean=mean, std=std, digest=found)

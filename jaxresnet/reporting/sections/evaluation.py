@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxresnet.data.info import known_changes
-from jaxresnet.data.sources import reopen_source
-from jaxresnet.data.splits import Split, load_split
+from jaxresnet.data.splits import Split
 from jaxresnet.errors import UserError
 from jaxresnet.learning.learner import make_learner
 from jaxresnet.machine.memory import out_of_memory_told
@@ -20,6 +18,7 @@ from jaxresnet.reporting.figures.confusion import confusion
 from jaxresnet.reporting.figures.drawing import picture
 from jaxresnet.reporting.figures.images import image_grid
 from jaxresnet.reporting.page import Picture, Section
+from jaxresnet.reporting.sections.data import RunData
 from jaxresnet.reporting.sections.images import EXAMPLES, LONGEST_CLASS_NAME
 from jaxresnet.reporting.sections.paper import PAPER_ACCURACIES, above_90, is_papers_data, like_figure
 from jaxresnet.reporting.text import interval_of, one_line
@@ -53,7 +52,7 @@ class Evaluated:
     problem: str = ""
 
 
-def evaluate_run(history: History, mesh: "Mesh", data_dir: str = "") -> Evaluated:
+def evaluate_run(history: History, mesh: "Mesh", data: RunData) -> Evaluated:
     """The evaluation of the latest checkpoint, its mistakes and its confidence.
 
     If evaluation.json belongs to that checkpoint, it is used. If the checkpoint or the data cannot be loaded, or the
@@ -62,10 +61,7 @@ def evaluate_run(history: History, mesh: "Mesh", data_dir: str = "") -> Evaluate
     saved = saved_evaluation(history)
     try:
         network = load_run(history.workdir.path, mesh=mesh)
-        source = reopen_source(history.config, data_dir)
-        split = load_split(source, "test", expected=network.info)
-        if news := known_changes(network.info, source.outline):
-            raise UserError(f"the data is not that of the training: {news}")
+        split = data.load("test")
     except UserError as error:
         missing = "Mistakes and confidence are not shown" if saved else "Not evaluated"
         return Evaluated(saved, problem=f"{missing}: {error}")
@@ -114,8 +110,8 @@ def mistakes_picture(split: Split, logits: np.ndarray, names: tuple[str, ...]) -
     if not wrong.size:
         return None
     shown = wrong[np.argsort(-confidence[wrong], kind="stable")][:EXAMPLES]
-    short = [one_line(name, LONGEST_CLASS_NAME) for name in names]
-    titles = [f"{short[split.labels[i]]} →\n{short[predicted[i]]} {confidence[i]:.1%}" for i in shown]
+    true, guess = ([one_line(name, LONGEST_CLASS_NAME - less) for name in names] for less in (0, 3))
+    titles = [f"{true[split.labels[i]]} →\n{guess[predicted[i]]} {confidence[i]:.1%}" for i in shown]
     return picture(
         "mistakes.png",
         "The most confident mistakes: true → predicted, and its probability",

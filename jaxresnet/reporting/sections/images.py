@@ -5,13 +5,13 @@ from collections.abc import Sequence
 
 from jaxresnet.config.schema import NO_AUGMENTATION
 from jaxresnet.data.batches import Batch, train_batches
-from jaxresnet.data.sources import reopen_source
-from jaxresnet.data.splits import Split, load_split
+from jaxresnet.data.splits import Split
 from jaxresnet.errors import UserError
 from jaxresnet.plan import Plan
 from jaxresnet.reporting.figures.drawing import picture
 from jaxresnet.reporting.figures.images import image_grid
 from jaxresnet.reporting.page import Picture, Section
+from jaxresnet.reporting.sections.data import RunData
 from jaxresnet.reporting.sections.paper import like_figure
 from jaxresnet.reporting.text import one_line
 
@@ -22,14 +22,14 @@ LONGEST_CLASS_NAME = 12
 """Longest name of a class above an image, in characters; of a longer one the middle is left out."""
 
 
-def images_section(plan: Plan, data_dir: str = "") -> Section:
+def images_section(data: RunData) -> Section:
     """The first training images, unchanged and as the first step gets them."""
+    plan = data.plan
     title = "Training images"
     note = "The run's first images, and the same augmented." + like_figure(plan, "Figure 2")
     config = plan.config
     try:
-        source = reopen_source(config, data_dir)
-        split = load_split(source, "train", config.data.validation_examples, expected=plan.info)
+        split = data.load("train")
     except UserError as error:
         return Section(title, note, remark=f"Not shown: {error}")
     unchanged = {**NO_AUGMENTATION, "resolution.sizes": (), "resolution.shares": ()}

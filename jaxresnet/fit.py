@@ -59,16 +59,16 @@ def fit(
 
     `mesh` holds the devices, by default all of this process. A request by `stop` is noticed after each step. `source`
     is the data set of `config`, if it is open already. With `peers`, all of them call this, and `mesh` holds the
-    devices of all; process 0 writes the folder. Returns the evaluation of the last step on the test split, which is
-    also written to evaluation.json. If the run is finished already, only its result is printed and returned; the data
-    is not needed. Raises UserError if the user can fix the problem, and Interrupted on a request to stop, after saving.
+    devices of all; process 0 writes the folder. The run in it is finished for all of them or for none. Returns the
+    evaluation of the last step on the test split, which is also written to evaluation.json. If the run is finished
+    already, only its result is printed and returned; the data is not needed. Raises UserError if the user can fix the
+    problem, and Interrupted on a request to stop, after saving.
     """
     began = time.monotonic()
     folder, stop, peers = Workdir(workdir), stop or Stop(), peers or Peers()
     source = source or open_source(config.data)
     plan = resolve(config, folder.facts(config) or source.outline)
     evaluation = folder.finished(config.epochs)
-    peers.require_same({"a finished run in the workdir": evaluation is not None})
     if evaluation is None:
         mesh = mesh or local_mesh()
         peers.meet(mesh)
@@ -192,7 +192,8 @@ def run_to_end(
         )
         start, pending = int(state.step), state.metrics.count > 0
         check_start(plan, start)
-        check_records(folder, checkpoints.newest_step(), first_epoch(plan, state))
+        if peers.first:  # the others read nothing in the folder, and may not see all of it yet
+            check_records(folder, checkpoints.newest_step(), first_epoch(plan, state))
         folder.go_on(config, start - 1 if pending else start)
         batches = stop.run(
             lambda: device_batches(

@@ -109,7 +109,7 @@ class Saving:
     def not_finite(self, what: str) -> UserError:
         """The error that ends a run because `what` is not finite. It names the last good checkpoint."""
         if not self.peers.first:
-            return UserError(f"{what} is not finite: process 0 says more")
+            self.peers.barrier()  # until process 0, where it is the same, has said more and left
         self.checkpoints.wait()
         saved = self.checkpoints.saved_steps()
         kept = (
@@ -194,7 +194,7 @@ class Session:
             in_flight.append(metrics)
             if len(in_flight) > STEPS_IN_FLIGHT:
                 metrics = jax.block_until_ready(in_flight.popleft())
-                if self.reporter.due():
+                if self.saving.peers.first and self.reporter.due():
                     self.report(epoch, first, step - STEPS_IN_FLIGHT, metrics, time.monotonic() - began)
             minutes, elapsed = config.checkpoint.every_minutes, time.monotonic() - noted
             if asked := self.saving.asked(to_save=bool(minutes) and elapsed > 60 * minutes):

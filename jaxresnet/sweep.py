@@ -154,6 +154,8 @@ def sweep(
         for outcome in outcomes:
             failed |= outcome
             write_results(workdir, runs, failed)
+    # Another sweep may have finished a run meanwhile that it was training before.
+    failed = {path: said for path, said in failed.items() if not standing(path, runs[path])[0]}
     print(write_results(workdir, runs, failed))
     return failed
 

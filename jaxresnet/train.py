@@ -81,7 +81,9 @@ def train_command(args: argparse.Namespace, peers: Peers) -> None:
     mesh = None
     notice = "stopping: saving first; a second signal ends the run at once, unsaved"
     with StopSignal(notice if peers.first else "") as stop:
-        if folder.finished(config.epochs) is None:
+        finished = folder.finished(config.epochs) is not None
+        peers.require_same({"a finished run in the workdir": finished})  # else some would wait for the others
+        if not finished:
             # In the run's own configuration, their number is not a wish but a record.
             recorded = own is not None and "cpu_devices" not in setting_arguments(args)
             asked = config.replace({"cpu_devices": 0}) if recorded else config
@@ -111,17 +113,21 @@ def chosen_cpu_devices(config: Config, saved: Config | None, processes: int = 1)
     """The number in `config`; else that of the run so far, `saved`, on which its bits depend; else automatic.
 
     It is that of all processes together. Raises UserError (exit code 2) if `config` has another number than a multiple
-    of the processes.
+    of the processes, or they cannot divide its batches.
     """
     from jaxresnet.machine.devices import automatic_cpu_devices
 
     recorded = saved.cpu_devices if saved else 0
+    if config.batch_size % processes:
+        raise UserError(
+            f"batch_size: expected a multiple of the {processes} processes, found {config.batch_size}", 2
+        )
     if config.cpu_devices % processes:
         raise UserError(
             f"cpu_devices: expected a multiple of the {processes} processes, found {config.cpu_devices}", 2
         )
     recorded = 0 if recorded % processes else recorded
-    automatic = processes * automatic_cpu_devices(max(1, config.batch_size // processes))
+    automatic = processes * automatic_cpu_devices(config.batch_size // processes)
     return config.cpu_devices or recorded or automatic
 
 

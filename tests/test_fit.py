@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import jax
 import numpy as np
@@ -159,6 +160,15 @@ def test_the_likely_cause_of_a_loss_that_is_not_finite(settings: dict[str, Any],
     folder: Any = None
     error = session.Saving(learner, folder, checkpoints, Stop()).not_finite("the loss")
     assert f"most likely optimizer.{cause} for this run" in str(error)
+
+
+def test_the_other_processes_leave_it_to_the_first_to_tell_of_a_loss_that_is_not_finite():
+    told = UserError("process 0 of 2 ended: the loss is not finite: expected a number")
+    peers: Any = SimpleNamespace(first=False, barrier=Mock(side_effect=told))
+    nothing: Any = None
+    with pytest.raises(UserError) as caught:
+        session.Saving(nothing, nothing, nothing, Stop(), peers).not_finite("the loss")
+    assert caught.value is told
 
 
 @pytest.mark.parametrize("split", ["validation", "none"])

@@ -1,10 +1,12 @@
 """One run of a sweep: whether it is finished, and its training in a process of its own."""
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,15 @@ from jaxresnet.config.schema import setting_values
 from jaxresnet.errors import Interrupted, UserError, printable
 from jaxresnet.machine.signals import INSISTING, stop_signals
 from jaxresnet.plan import Plan
+from jaxresnet.runs.files import lock_folder
 from jaxresnet.runs.workdir import Workdir
+
+LOCK_SECONDS = 100.0
+"""How long a start waits for a folder in use: a run whose worker or sweep was killed is still saving. A file server
+(NFS 4) frees the locks of a lost machine after 90 seconds."""
+
+FREE_POLL_SECONDS = 0.2
+"""Seconds until a folder that is free again is noticed."""
 
 
 def checked(path: Path, plan: Plan) -> Workdir:
@@ -70,7 +80,7 @@ class Ended:
 def supervise(
     arguments: Sequence[str],
     *,
-    launcher: Sequence[str] = (),
+    launcher: Sequence[str] | None = None,
     stdout: IO[str] | None = None,
     pass_fds: Sequence[int] = (),
     poll: float | None = None,
@@ -80,9 +90,10 @@ def supervise(
     """Run jaxresnet.train with `arguments` in its own process, to its end.
 
     The `stop_signals` are passed on to it as SIGTERM, so that it can save before it stops. `launcher` is the beginning
-    of a command that runs the rest of its arguments as a command. `stdout` and `pass_fds` are as for subprocess. With
-    `poll`, this thread looks for signals every so many seconds, because Ray only pretends to send one. `tell` gets each
-    line that the process writes on stderr, at once. `folder` is its current folder, by default that of this process.
+    of a command that runs the rest of its arguments as a command, by default `jaxresnet.engines.bound`, so that a run
+    saves and stops, too, if this process is killed. `stdout` and `pass_fds` are as for subprocess. With `poll`, this
+    thread looks for signals every so many seconds, because Ray only pretends to send one. `tell` gets each line that
+    the process writes on stderr, at once. `folder` is its current folder, by default that of this process.
     """
     received: list[int] = []
     process: subprocess.Popen[str] | None = None
@@ -92,10 +103,12 @@ def supervise(
             process.terminate()
         received.append(number)
 
+    bound = [sys.executable, "-m", "jaxresnet.engines.bound", str(os.getpid())]
+    start = [*(bound if launcher is None else launcher), sys.executable, "-m", "jaxresnet.train", *arguments]
     previous = {number: signal.signal(number, pass_on) for number in stop_signals()}
     try:
         process = subprocess.Popen(
-            [*launcher, sys.executable, "-m", "jaxresnet.train", *arguments],
+            start,
             stdout=stdout,
             stderr=subprocess.PIPE,
             text=True,
@@ -134,6 +147,17 @@ def _errors_of(process: "subprocess.Popen[str]", poll: float | None, tell: Calla
     return "".join(lines)
 
 
+def wait_until_free(workdir: Path, seconds: float = LOCK_SECONDS) -> None:
+    """Wait until no process trains in a folder, for at most `seconds`. Then jaxresnet.train will tell who does."""
+    until = time.monotonic() + seconds
+    while workdir.is_dir() and time.monotonic() < until:
+        try:
+            with lock_folder(workdir):
+                return
+        except UserError:
+            time.sleep(FREE_POLL_SECONDS)
+
+
 def _shell_code(code: int) -> int:
     return code if code >= 0 else 128 - code
 
@@ -143,6 +167,7 @@ def train(arguments: Sequence[str]) -> tuple[int, str]:
 
     Raises Interrupted after one of the `stop_signals`, or if the run was stopped by one that was sent to it alone.
     """
+    wait_until_free(Path(arguments[1]))
     ended = supervise(arguments)
     said = ended.said
     if stopped := ended.received or [number for number in stop_signals() if ended.code == 128 + number]:

@@ -2,19 +2,11 @@
 
 import os
 import signal
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from jaxresnet.engines.cores import cores_for_a_run
-from jaxresnet.engines.process import Ended, supervise
-from jaxresnet.errors import UserError
-from jaxresnet.runs.files import lock_folder
-
-LOCK_SECONDS = 100.0
-"""How long a start waits for a folder in use: a run whose worker was lost is still saving. A file server (NFS 4) frees
-the locks of a lost machine after 90 seconds."""
+from jaxresnet.engines.process import Ended, supervise, wait_until_free
 
 POLL_SECONDS = 0.2
 """Seconds until a run notices that the sweep stops."""
@@ -40,10 +32,8 @@ def train_here(
         return 1, f"{missing}: name an absolute path"
     wait_until_free(workdir)
     with log.open("a", encoding="utf-8", buffering=1) as output, cores_for_a_run(cores) as held:
-        launcher = [sys.executable, "-m", "jaxresnet.engines.bound", str(os.getpid())]
         ended = supervise(
             arguments,
-            launcher=launcher,
             stdout=output,
             pass_fds=held,
             poll=POLL_SECONDS,
@@ -61,14 +51,3 @@ def lost(ended: Ended) -> bool:
     Ray passes a request of the sweep on as SIGINT, and sends nothing else but when it ends the worker.
     """
     return ended.code > 128 and signal.SIGINT not in ended.received
-
-
-def wait_until_free(workdir: Path, seconds: float = LOCK_SECONDS) -> None:
-    """Wait until no process trains in a folder, for at most `seconds`. Then jaxresnet.train will tell who does."""
-    until = time.monotonic() + seconds
-    while workdir.is_dir() and time.monotonic() < until:
-        try:
-            with lock_folder(workdir):
-                return
-        except UserError:
-            time.sleep(POLL_SECONDS)

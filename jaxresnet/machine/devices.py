@@ -158,8 +158,9 @@ def check_batch_size(batch_size: int, devices: int) -> None:
     if batch_size % devices:
         below = batch_size // devices * devices
         nearest = f"{below} and {below + devices}" if below else f"{devices}"
+        fewest = jax.process_count()
         raise UserError(
-            f"batch_size: expected a multiple of the {devices} devices, found {batch_size}; "
-            f"the nearest is {nearest} (--cpu-devices 1 takes any on a CPU)",
+            f"batch_size: expected a multiple of the {devices} devices, found {batch_size}; the nearest is {nearest} "
+            f"(on a CPU, --cpu-devices {fewest} takes any{f' multiple of {fewest}' if fewest > 1 else ''})",
             2,
         )

@@ -104,7 +104,7 @@ class StopSignal(Stop):
         super().__init__()
         self._notice = notice
         self._previous: dict[int, Any] = {}
-        self._since = 0.0
+        self._since: float | None = None  # when the first signal came to this process itself
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # Python allows handlers only there
@@ -132,10 +132,12 @@ class StopSignal(Stop):
                         self._note(number)
 
     def _note(self, number: int) -> None:
-        if not self.requested:
-            self.number, self._since = number, time.monotonic()
-            if self._notice:
-                tell(self._notice)
+        if self._since is None:
+            self._since = time.monotonic()
+            if not self.requested:  # by another process of the run
+                self.number = number
+                if self._notice:
+                    tell(self._notice)
         elif number in INSISTING and time.monotonic() - self._since > REPEAT_SECONDS:
             with contextlib.suppress(OSError, ValueError):
                 if os.isatty(terminal := sys.stdout.fileno()):

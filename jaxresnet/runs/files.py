@@ -6,6 +6,7 @@ import json
 import os
 import re
 import secrets
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -188,7 +189,7 @@ def lock_folder(path: Path) -> Iterator[None]:
                 "on another one"
             ) from None
         os.truncate(file, 0)
-        os.write(file, f"process {os.getpid()}".encode())
+        os.write(file, f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield
 
 
@@ -198,4 +199,4 @@ def _holder(path: Path) -> str:
         found = read_file(path / "lock", RECORD_LIMIT).decode(errors="replace")
     except (OSError, UserError):
         found = ""
-    return found if re.fullmatch(r"process \d{1,20}", found) else "another process"
+    return found if re.fullmatch(r"process \d{1,20}( on [\w.-]{1,255})?", found) else "another process"

@@ -5,7 +5,6 @@ have the same classes in the same order, or as many if a file does not name its 
 the optimiser's state, nor step or average.
 """
 
-import contextlib
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -64,9 +63,10 @@ def with_initial_model(config: Config, folder: Workdir | None = None) -> Config:
     """
     if not config.init:
         return config
-    saved = None
-    with contextlib.suppress(UserError):  # what is wrong with the folder, `Workdir.check` tells
+    try:
         saved = folder.config() if folder else None
+    except UserError:  # what is wrong with the folder, `Workdir.check` tells
+        return config
     if saved is not None:
         model = saved.model if saved.init == config.init else None  # another is refused by `Workdir.check`
     else:

@@ -272,6 +272,16 @@ def test_a_run_keeps_the_number_of_cpu_devices_that_it_began_with(tmp_path: Path
     assert chosen_cpu_devices(load_config(tiny_toml).replace({"cpu_devices": 0}), other) == automatic + 1
     assert chosen_cpu_devices(Config().replace({"cpu_devices": 3}), other) == 3
     assert chosen_cpu_devices(Config().replace({"batch_size": 32}), None) == automatic
+    for settings, problem in (
+        ({}, "batch_size: expected a multiple of the 3 processes, found 128"),
+        (
+            {"batch_size": 120, "cpu_devices": 2},
+            "cpu_devices: expected a multiple of the 3 processes, found 2",
+        ),
+    ):
+        with pytest.raises(UserError) as caught:
+            chosen_cpu_devices(Config().replace(settings), other, processes=3)
+        assert (str(caught.value), caught.value.exit_code) == (problem, 2)
 
 
 def test_output_that_nobody_reads_any_more_ends_it_without_a_word():

@@ -76,6 +76,21 @@ def test_a_run_on_several_processes_is_that_of_one(
     assert by_two["loss"] == pytest.approx(by_one.loss, rel=1e-6)
 
 
+def test_a_finished_run_that_one_process_does_not_see_ends_all(
+    finished: Path, short_config: Config, tmp_path: Path
+):
+    file = tmp_path / "config.toml"
+    file.write_text(dump_config(short_config))
+    own = {0: ["--workdir", str(finished)], 1: ["--workdir", str(tmp_path / "run")]}
+    with processes(2, "train", "--config", file, own=own) as started:
+        first, second = endings(started)
+    problem = "expected the same in every process as in process 0: "
+    problem += "a finished run in the workdir is False here and True there"
+    assert first == (1, "", f"error: process 1 of 2 ended: {problem}\n")
+    assert second == (1, "", f"process 1: error: {problem}\n")
+    assert not (tmp_path / "run").exists()
+
+
 def test_another_configuration_in_one_process_ends_all(tmp_path: Path):
     arguments = ("train", "--workdir", tmp_path / "run", "--data.name", "digits")
     with processes(2, *arguments, own={1: ["--seed", "1"]}) as started:

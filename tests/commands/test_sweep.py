@@ -101,6 +101,33 @@ def test_a_sweep_from_trained_weights_asks_for_their_network(tmp_path: Path, tin
         planned_runs([file], [0], tmp_path / "runs", {"init": "nowhere"})
 
 
+def test_a_damaged_run_does_not_ask_for_the_network_that_the_others_began_with(
+    tmp_path: Path, tiny_plan: Plan
+):
+    source, runs, file = tmp_path / "source", tmp_path / "runs", tmp_path / "finetune.toml"
+    file.write_text('epochs = 3\n[data]\nname = "digits"\n')
+    with Workdir(source).open(tiny_plan):
+        planned = planned_runs([file], [0, 1], runs, {"init": str(source)})
+    for path, plan in planned.items():
+        with Workdir(path).open(plan):
+            pass
+    shutil.rmtree(source)
+    assert planned_runs([file], [0, 1], runs, {"init": str(source)}) == planned
+    good, damaged = planned
+    (damaged / "config.toml").write_text("epochs =")
+    assert planned_runs([file], [0, 1], runs, {"init": str(source)})[good] == planned[good]
+
+
+def test_a_run_that_another_sweep_has_finished_meanwhile_did_not_fail(
+    tmp_path: Path, configs: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+):
+    standings = {"plain": [(False, ""), (True, "")], "other": [(False, ""), (False, "")]}
+    monkeypatch.setattr(sweep_module, "standing", lambda path, plan: standings[path.parent.name].pop(0))
+    monkeypatch.setattr(sweep_module, "train", lambda arguments: (1, "error: in use by process 7"))
+    assert sweep_module.sweep(configs, [0], tmp_path) == {tmp_path / "other" / "seed0": "in use by process 7"}
+    assert "failed: " + str(tmp_path / "plain") not in (tmp_path / "results.md").read_text()
+
+
 def test_a_wrong_plan_is_refused_before_anything_runs(tmp_path: Path, configs: tuple[Path, Path]):
     with pytest.raises(UserError, match="batch_size: expected"):
         planned_runs(configs, [0], tmp_path, {"batch_size": "0"})

@@ -11,14 +11,15 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from helpers import children_of
 
 from jaxresnet.engines import cores, task
 from jaxresnet.engines.cores import cores_for_a_run
-from jaxresnet.engines.process import Ended, supervise
-from jaxresnet.engines.task import RunLost, train_here, wait_until_free
+from jaxresnet.engines.process import Ended, supervise, wait_until_free
+from jaxresnet.engines.task import RunLost, train_here
 from jaxresnet.runs.files import lock_folder
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux binds to cores and to parents")
@@ -95,6 +96,15 @@ def test_a_run_whose_worker_has_ended_already_does_not_begin():
     ]
     process = subprocess.run(command, capture_output=True, text=True)
     assert (process.returncode, process.stdout) == (129, "")
+
+
+def test_a_run_is_bound_to_its_sweep(monkeypatch: pytest.MonkeyPatch):
+    popen = Mock(side_effect=FileNotFoundError)
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    with pytest.raises(FileNotFoundError):
+        supervise(["--workdir", "a"])
+    here = [sys.executable, "-m", "jaxresnet.engines.bound", str(os.getpid()), sys.executable]
+    assert popen.call_args.args == ([*here, "-m", "jaxresnet.train", "--workdir", "a"],)
 
 
 STUB = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit('saved')); print(sys.argv[-1]); time.sleep(60)"

@@ -2,15 +2,30 @@
 
 import json
 import re
+import socket
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock
 
+import jax
 import numpy as np
 import pytest
-from helpers import endings, processes
+from helpers import endings, initial_state, mesh_of, processes
 
+from jaxresnet.data.splits import Split
 from jaxresnet.errors import UserError
+from jaxresnet.evaluate import require_same_network
+from jaxresnet.learning.learner import Learner
+from jaxresnet.machine.hosts import joined
+from jaxresnet.machine.hosts.joined import Joined
 from jaxresnet.machine.hosts.launch import PEER_TIMEOUT, Launch, read_launch
 from jaxresnet.machine.hosts.peers import SAVE, Peers
+from jaxresnet.machine.signals import Background
+from jaxresnet.runs.unwritten import check_same_place
+from jaxresnet.trained.load import TrainedNetwork
 
 FLAGS = {"distributed": "yes"}
 
@@ -69,6 +84,96 @@ def test_a_process_that_is_alone_agrees_with_itself(tmp_path: Path):
         peers.require_same({"seed": 1})
         peers.require_shared(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+class Store:
+    """JAX's key-value store, for processes that are threads here. A barrier waits for ever."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, str] = {}
+        self.changed = threading.Condition()
+
+    def key_value_set(self, key: str, value: str) -> None:
+        with self.changed:
+            self.values[key] = value
+            self.changed.notify_all()
+
+    def blocking_key_value_get(self, key: str, milliseconds: int) -> str:
+        with self.changed:
+            assert self.changed.wait_for(lambda: key in self.values, 10)
+            return self.values[key]
+
+    def wait_at_barrier(self, name: str, milliseconds: int) -> None:
+        threading.Event().wait()
+
+
+@pytest.fixture
+def two(monkeypatch: pytest.MonkeyPatch) -> list[Joined]:
+    """Two processes that have joined, without signs of life."""
+    monkeypatch.setattr(joined, "Presence", Mock())
+    store = Store()
+    return [Joined(store, index, 2, 60) for index in range(2)]
+
+
+def refused_second(two: Sequence[Joined], call: Callable[[Joined], object]) -> UserError:
+    """What the second process raises when both call a function with themselves; the first one waits for it."""
+    Background(lambda: call(two[0]))
+    with pytest.raises(UserError) as caught:
+        call(two[1])
+    return caught.value
+
+
+def test_what_is_not_the_same_in_two_processes_is_told(two: list[Joined]):
+    error = refused_second(two, lambda peers: peers.require_same({"a": (1, 2), "b": peers.index}, 2))
+    assert str(error) == "expected the same in every process as in process 0: b is 1 here and 0 there"
+    assert error.exit_code == 2
+
+
+def test_a_folder_that_is_not_shared_is_told(
+    two: list[Joined], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(joined, "PROBE_SECONDS", 0.3)
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for folder in folders:
+        folder.mkdir()
+    error = refused_second(two, lambda peers: peers.require_shared(folders[peers.index]))
+    host = socket.gethostname()
+    assert str(error) == (
+        f"{folders[1]} on {host} is not the folder of process 0, {folders[0]} on {host}: expected a --workdir on a "
+        "file system that all computers share"
+    )
+
+
+def test_other_images_in_another_process_are_told(two: list[Joined], tmp_path: Path):
+    images, labels = np.zeros((2, 4, 4, 3), np.uint8), np.zeros(2, np.int32)
+
+    def call(peers: Joined) -> None:
+        own = images.copy()
+        own[1, 3, 3, 2] = peers.index
+        check_same_place(peers, {"train": Split(images, labels), "test": Split(own, labels)}, tmp_path)
+
+    message = str(refused_second(two, call))
+    assert re.search(r"process 0: the test split's SHA-256 is '\w{64}' here and '\w{64}' there$", message)
+
+
+def test_another_network_in_another_process_is_told(two: list[Joined], tiny_learner: Learner):
+    plan, split = tiny_learner.plan, Split(np.zeros((2, 4, 4, 3), np.uint8), np.zeros(2, np.int32))
+    variables = initial_state(tiny_learner).variables
+
+    def call(peers: Joined) -> None:
+        own = jax.tree.map(lambda leaf: leaf + peers.index, variables)
+        network = TrainedNetwork(plan, own, mesh_of(1), "latest", 7 + peers.index, None)
+        require_same_network(peers, network, split)
+
+    message = str(refused_second(two, call))
+    assert re.search(r"the network's step is 8 here and 7 there; its weights' SHA-256 is '\w+' here", message)
+
+
+def test_another_number_of_devices_in_another_process_is_told(two: list[Joined]):
+    owners = [SimpleNamespace(process_index=index) for index in (0, 0, 1)]
+    mesh: Any = SimpleNamespace(devices=np.array(owners))
+    with pytest.raises(UserError, match=r"same number of devices in every process, found 2, 1$"):
+        two[0].meet(mesh)
 
 
 PROGRAM = """

@@ -63,6 +63,24 @@ def test_the_first_signal_is_noted_and_a_later_one_ends_the_process(case: str, s
     assert process.returncode == 128 + signal.SIGTERM
 
 
+AFTER_ANOTHER = """
+import os, signal, time
+from jaxresnet.machine.signals import StopSignal
+with StopSignal("stopping") as stop:
+    stop.number = signal.SIGINT  # as another process of the run wishes it
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.5)
+    print(stop.number)
+"""
+
+
+def test_the_first_signal_after_a_stop_by_another_process_is_no_demand():
+    process = subprocess.run(
+        [sys.executable, "-c", AFTER_ANOTHER], capture_output=True, text=True, timeout=15
+    )
+    assert (process.returncode, process.stdout, process.stderr) == (0, "2\n", "")
+
+
 def test_handlers_are_put_back():
     before = [signal.getsignal(number) for number in stop_signals()]
     with StopSignal() as stop:

@@ -5,6 +5,7 @@ import errno
 import fcntl
 import json
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -189,7 +190,7 @@ def test_a_file_system_that_cannot_lock_folders_locks_the_file(
     monkeypatch.setattr(fcntl, "flock", of_nfs)
     with (
         Workdir(tmp_path).open(PLAN),
-        pytest.raises(UserError, match=f"in use by process {os.getpid()}: "),
+        pytest.raises(UserError, match=f"in use by process {os.getpid()} on {socket.gethostname()}: "),
         Workdir(tmp_path).open(PLAN),
     ):
         pass

@@ -33,8 +33,9 @@ T = TypeVar("T")
 WAIT_MILLISECONDS = 24 * 3600 * 1000
 """How long a process waits for the others while all of them live: one may have to download a data set."""
 
-PROBE_SECONDS = 10
-"""A network's file system may show a new file that late."""
+PROBE_SECONDS = 75
+"""A network's file system may show a new file that late: NFS remembers for up to 60 seconds that there was none
+(acdirmax, nfs(5))."""
 
 WISHES_IN_FLIGHT = 2
 """Wishes that have been exchanged and not yet read, so that no step waits for the exchange."""

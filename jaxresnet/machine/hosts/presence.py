@@ -133,7 +133,8 @@ class Presence:
         self._lost.add(peer)
         return UserError(
             f"process {peer} of {self._count} was lost: it was killed, or its computer or the network failed; what was "
-            "saved before is intact: run the same command again to go on, also with another number of processes"
+            "saved before is intact: run the same command again to go on, also with another number of processes that "
+            "divides the batch"
         )
 
     def _end(self, failure: UserError | Interrupted) -> None:

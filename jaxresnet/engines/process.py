@@ -18,7 +18,7 @@ from jaxresnet.config.schema import setting_values
 from jaxresnet.errors import Interrupted, UserError, printable
 from jaxresnet.machine.signals import INSISTING, stop_signals
 from jaxresnet.plan import Plan
-from jaxresnet.runs.files import lock_folder
+from jaxresnet.runs.files import FolderInUseError, lock_folder
 from jaxresnet.runs.workdir import Workdir
 
 LOCK_SECONDS = 100.0
@@ -154,8 +154,10 @@ def wait_until_free(workdir: Path, seconds: float = LOCK_SECONDS) -> None:
         try:
             with lock_folder(workdir):
                 return
-        except UserError:
+        except FolderInUseError:
             time.sleep(FREE_POLL_SECONDS)
+        except (UserError, OSError):  # what is wrong with the folder, the run itself tells
+            return
 
 
 def _shell_code(code: int) -> int:

@@ -155,11 +155,15 @@ def write_to_disk(path: Path, mode: Literal["w", "a"], content: str | bytes) -> 
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
+class FolderInUseError(UserError):
+    """Another process holds the lock of a run's folder."""
+
+
 @contextlib.contextmanager
 def lock_folder(path: Path) -> Iterator[None]:
     """Hold the lock of the run in the folder `path`. The kernel releases it in whatever way the process ends.
 
-    Raises UserError if another process holds it, or if the file system has no locks.
+    Raises FolderInUseError if another process holds it, and UserError if the file system has no locks.
     """
     try:
         import fcntl
@@ -173,7 +177,7 @@ def lock_folder(path: Path) -> Iterator[None]:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise UserError(
+                raise FolderInUseError(
                     f"{path} is in use by {_holder(path)}: wait for it or name another --workdir"
                 ) from None
 

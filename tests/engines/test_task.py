@@ -16,10 +16,11 @@ from unittest.mock import Mock
 import pytest
 from helpers import children_of
 
-from jaxresnet.engines import cores, task
+from jaxresnet.engines import cores, process, task
 from jaxresnet.engines.cores import cores_for_a_run
 from jaxresnet.engines.process import Ended, supervise, wait_until_free
 from jaxresnet.engines.task import RunLost, train_here
+from jaxresnet.errors import UserError
 from jaxresnet.runs.files import lock_folder
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux binds to cores and to parents")
@@ -204,3 +205,13 @@ def test_a_start_waits_for_a_run_that_still_saves(tmp_path: Path):
         waiting.result(5)
     with lock_folder(tmp_path):  # it does not keep the lock
         pass
+
+
+@pytest.mark.parametrize("problem", [UserError("no locks"), PermissionError()])
+def test_a_start_does_not_wait_where_nothing_can_be_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: Exception
+):
+    lock = Mock(side_effect=problem)
+    monkeypatch.setattr(process, "lock_folder", lock)
+    wait_until_free(tmp_path)
+    assert lock.call_count == 1

@@ -243,6 +243,8 @@ def test_the_data_of_a_run_is_compared_image_by_image(tmp_path: Path, tiny_confi
     folder.rename(moved)
     assert find_data(plan).problem.startswith(f"no folder {folder}: expected pictures in")
     assert find_data(plan, str(moved)).problem == problem
+    unreadable = str(tmp_path / ("x" * 256))  # looking for it fails, as below another user's folder
+    assert unreadable in find_data(plan, unreadable).problem
     for path in swapped:
         [place] = moved.glob(f"test/*/{path.name}")
         place.rename(moved / path.relative_to(folder))

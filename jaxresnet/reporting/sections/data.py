@@ -34,8 +34,8 @@ def find_data(plan: Plan, data_dir: str = "") -> RunData:
         news = changed_data(plan.info, source, whole=True)
     except UserError as error:
         return RunData(plan, None, str(error))
-    return (
-        RunData(plan, None, f"the data is not that of the training: {news}")
-        if news
-        else RunData(plan, source)
-    )
+    except OSError as error:  # such as a folder of another user
+        return RunData(plan, None, f"cannot read {error.filename}: {error.strerror}")
+    if news:
+        return RunData(plan, None, f"the data is not that of the training: {news}")
+    return RunData(plan, source)

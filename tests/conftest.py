@@ -3,7 +3,11 @@
 # ruff: noqa: E402 - the environment is set before JAX and TensorFlow are imported
 
 import os
+import signal
 from pathlib import Path
+
+if hasattr(signal, "SIGHUP"):  # nohup, under which the suite may run, would have every command ignore it
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Before JAX and TensorFlow are imported: four virtual devices in every test.
 os.environ["JAX_PLATFORMS"] = "cpu"

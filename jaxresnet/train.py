@@ -68,9 +68,10 @@ def train_command(args: argparse.Namespace, peers: Peers) -> None:
     # The data may lie somewhere else on each computer.
     peers.require_same({k: v for k, v in setting_values(config).items() if k != "data.dir"}, 2)
     # What is wrong is told before images are read.
+    facts = folder.facts(config)
     with naming(args.config, setting_arguments(args)):
         source = open_source(config.data)
-        resolve(config, folder.facts(config) or source.outline)
+        resolve(config, facts or source.outline)
 
     # Imported here, so that --help and a wrong flag are answered at once.
     from jaxresnet.fit import fit

@@ -240,7 +240,7 @@ def test_a_workdir_is_resumed_with_its_own_configuration(uninterrupted: Path):
     assert "last step 135" in out
     code, _, err = run_command("train", "--workdir", uninterrupted, "--seed", "5")
     assert code == 2
-    assert "seed was 0, is 5" in err
+    assert err.startswith(f"error: {uninterrupted} holds a run of another configuration (seed was 0, is 5): ")
 
 
 def test_summary_ends_with_the_total():

@@ -3,12 +3,12 @@
     python benchmarks/recipe_parts.py train --seeds 0 1     # one sweep; it can be stopped and started again
     python benchmarks/recipe_parts.py table --output results/recipes
 
-The networks have a quarter of the paper's width and train for ten epochs of CIFAR-10. 5,000 training images are held
-out, and the accuracies are of these. `table` copies the configuration and the epochs of each run that is done to
-OUTPUT/runs, and makes the table of all that are there, so that it can grow by runs of several machines. `commands`
-prints the runs that are still missing there as arguments of `python -m jaxresnet.train`, seed by seed, for who has a
-queue of his own. On a CPU, two runs with one core and `--cpu-devices 1` each train 490 images a second together, one
-run on both cores 430.
+The networks have a quarter of the paper's width and train for ten epochs of CIFAR-10; `--width 1 --epochs 4` takes the
+whole network for four, and `--parts` some of the parts only. 5,000 training images are held out, and the accuracies are
+of these. `table` copies the configuration and the epochs of each run that is done to OUTPUT/runs, and makes the table
+of all that are there, so that it can grow by runs of several machines. `commands` prints the runs that are still
+missing there as arguments of `python -m jaxresnet.train`, seed by seed, for who has a queue of his own. On a CPU, two
+runs with one core and `--cpu-devices 1` each train 490 images a second together, one run on both cores 430.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import statistics
 import textwrap
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxresnet.config.files import dump_config, find_config, load_config
 from jaxresnet.config.flags import to_arguments
@@ -31,7 +31,22 @@ from jaxresnet.runs.groups import NEUTRAL_SETTINGS
 from jaxresnet.runs.workdir import Workdir
 from jaxresnet.sweep import sweep
 
-RECIPE, WIDTH, EPOCHS, HELD_OUT = "fast16", 4, 10, 5_000
+RECIPE, HELD_OUT = "fast16", 5_000
+
+
+class Scale(NamedTuple):
+    """How much smaller than the recipe all runs of a comparison are."""
+
+    divisor: int = 4
+    """Of the channels of the recipe's network."""
+
+    epochs: int = 10
+
+
+SCALE = Scale()
+
+WIDTHS = {1: "at the whole width", 2: "at half of the width", 4: "at a quarter of the width"}
+"""What is said of each divisor."""
 
 PARTS: dict[str, dict[str, Any]] = {
     "recipe": {},
@@ -54,6 +69,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "cosine": {"optimizer.schedule": "cosine"},
     "half_rate": {"optimizer.learning_rate": 0.05},
     "double_rate": {"optimizer.learning_rate": 0.2},
+    "fourfold_rate": {"optimizer.learning_rate": 0.4},
     "resolution": {"resolution.sizes": (16, 24), "resolution.shares": (0.25, 0.35)},
 }
 """The runs: what each changes in the recipe."""
@@ -77,72 +93,84 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--workdir", type=Path, default=Path("runs/recipes"), help="folder of the runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--output", type=Path, default=Path("results/recipes"), help="folder of the table")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: all")
+    parser.add_argument(
+        "--width",
+        type=int,
+        choices=WIDTHS,
+        default=SCALE.divisor,
+        help="what the recipe's numbers of channels are divided by",
+    )
+    parser.add_argument("--epochs", type=int, default=SCALE.epochs)
     args = parser.parse_args(argv)
+    scale = Scale(args.width, args.epochs)
     if args.action == "train":
         configs = args.workdir / "configs"
         configs.mkdir(parents=True, exist_ok=True)
-        for name in PARTS:
-            write_whole(configs / f"{name}.toml", dump_config(make_config(name)))
-        failed = sweep([configs / f"{name}.toml" for name in PARTS], args.seeds, args.workdir)
+        for name in args.parts:
+            write_whole(configs / f"{name}.toml", dump_config(make_config(name, scale)))
+        failed = sweep([configs / f"{name}.toml" for name in args.parts], args.seeds, args.workdir)
         if failed:
             raise UserError("\n".join(f"{path}: {said}" for path, said in failed.items()))
     elif args.action == "commands":
         for seed in args.seeds:
-            for name in PARTS:
-                if seed not in last_accuracies(args.output / "runs", name):
-                    arguments = to_arguments(settings_of(name) | {"seed": seed})
+            for name in args.parts:
+                if seed not in last_accuracies(args.output / "runs", name, scale):
+                    arguments = to_arguments(settings_of(name, scale) | {"seed": seed})
                     print(f"{name}/seed{seed}", "--config", RECIPE, shlex.join(arguments))
     else:
-        keep_records(args.workdir, args.output / "runs")
-        write_table(args.output / "runs", args.output)
+        keep_records(args.workdir, args.output / "runs", args.parts, scale)
+        write_table(args.output / "runs", args.output, args.parts, scale)
 
 
-def settings_of(name: str) -> dict[str, Any]:
+def settings_of(name: str, scale: Scale = SCALE) -> dict[str, Any]:
     """All that a run changes in the recipe, its smaller size included."""
     model = load_config(find_config(RECIPE)).model
     return {
-        "epochs": EPOCHS,
-        "model.stem_channels": model.stem_channels // WIDTH,
-        "model.stage_channels": tuple(channels // WIDTH for channels in model.stage_channels),
+        "epochs": scale.epochs,
+        "model.stem_channels": model.stem_channels // scale.divisor,
+        "model.stage_channels": tuple(channels // scale.divisor for channels in model.stage_channels),
         "data.validation_examples": HELD_OUT,
         "evaluation.split": "validation",
         **(PARTS[name] or AVERAGE),
     }
 
 
-def make_config(name: str) -> Config:
-    return load_config(find_config(RECIPE)).replace(settings_of(name))
+def make_config(name: str, scale: Scale = SCALE) -> Config:
+    return load_config(find_config(RECIPE)).replace(settings_of(name, scale))
 
 
-def last_accuracies(workdir: Path, name: str, split: str = "validation") -> dict[int, float]:
+def last_accuracies(
+    workdir: Path, name: str, scale: Scale = SCALE, split: str = "validation"
+) -> dict[int, float]:
     """The accuracy (0 to 1) on `split` after the last epoch, of the runs of a name that are done, by seed."""
     found = {}
     for folder in filter(Path.is_dir, (workdir / name).glob("seed*")):
         records = Workdir(folder).epochs.read()
-        differing = differing_settings(make_config(name), Workdir(folder).require_config())
+        differing = differing_settings(make_config(name, scale), Workdir(folder).require_config())
         if wrong := [each for each in differing if not each.startswith(NEUTRAL_SETTINGS)]:
             raise UserError(f"{folder}: expected the settings of {name}, found another {', '.join(wrong)}")
-        accuracy = records[-1].accuracy(split) if len(records) == EPOCHS else None
+        accuracy = records[-1].accuracy(split) if len(records) == scale.epochs else None
         if accuracy is not None:
             found[int(folder.name.removeprefix("seed"))] = accuracy
     return dict(sorted(found.items()))
 
 
-def keep_records(workdir: Path, kept: Path) -> None:
+def keep_records(workdir: Path, kept: Path, parts: Collection[str] = PARTS, scale: Scale = SCALE) -> None:
     """Copy to `kept` what the table needs of the runs in `workdir` that are done."""
-    for name in PARTS:
-        for seed in last_accuracies(workdir, name):
+    for name in parts:
+        for seed in last_accuracies(workdir, name, scale):
             source, target = (folder / name / f"seed{seed}" for folder in (workdir, kept))
             target.mkdir(parents=True, exist_ok=True)
             for file in ("config.toml", "metrics.jsonl"):
                 shutil.copyfile(source / file, target / file)
 
 
-def write_table(workdir: Path, output: Path) -> None:
+def write_table(workdir: Path, output: Path, parts: Collection[str] = PARTS, scale: Scale = SCALE) -> None:
     """Write README.md and accuracies.json, and print the table."""
     changes = PARTS | {"average": AVERAGE}
-    accuracies = {name: last_accuracies(workdir, name) for name in PARTS}
-    accuracies["average"] = last_accuracies(workdir, "recipe", "validation_average")
+    accuracies = {name: last_accuracies(workdir, name, scale) for name in parts}
+    accuracies["average"] = last_accuracies(workdir, "recipe", scale, "validation_average")
     recipe = accuracies["recipe"]
     if not recipe:
         raise UserError(f"{workdir}: expected a finished run of the recipe, found none; train it first")
@@ -173,14 +201,16 @@ def write_table(workdir: Path, output: Path) -> None:
         else ""
     )
     about = (
-        f"`configs/{RECIPE}.toml` at a quarter of the width for {EPOCHS} epochs of CIFAR-10, with one part changed. "
-        f"The accuracies are of {HELD_OUT:,} held-out training images after the last epoch, mean ± standard deviation "
-        f"over the seeds. The differences are to the recipe with the same seed, in points. {errors}The recipe's own "
-        "runs are in every difference, so the errors of the rows go together. The runs' configurations and epochs are "
-        "in [runs](runs). Made by `python benchmarks/recipe_parts.py`."
+        f"`configs/{RECIPE}.toml` {WIDTHS[scale.divisor]} for {scale.epochs} epochs of CIFAR-10, with one part "
+        f"changed. The accuracies are of {HELD_OUT:,} held-out training images after the last epoch, mean ± standard "
+        "deviation over the seeds. The differences are to the recipe with the same seed, in points. "
+        f"{errors}The recipe's own runs are in every difference, so the errors of the rows go together. The runs' "
+        "configurations and epochs are in [runs](runs). Made by `python benchmarks/recipe_parts.py`."
     )
-    parts = [about, as_markdown(rows), _of_statistics(output), _still_missing(accuracies)]
-    text = "\n\n".join(["# What each part of a recipe brings", *filter(None, map(_wrapped, parts))]) + "\n"
+    missing = [name for name in parts if name not in accuracies]
+    paragraphs = [about, as_markdown(rows), _of_statistics(output), _still_missing(missing)]
+    title = "# What each part of a recipe brings"
+    text = "\n\n".join([title, *filter(None, map(_wrapped, paragraphs))]) + "\n"
     write_whole(output / "README.md", text)
     write_json(
         output / "accuracies.json",
@@ -204,10 +234,9 @@ def _of_statistics(output: Path) -> str:
     )
 
 
-def _still_missing(accuracies: Collection[str]) -> str:
+def _still_missing(names: Collection[str]) -> str:
     """A paragraph with the parts without a run beside the recipe's, if there are any."""
-    missing = ", ".join(f"`{name}`" for name in PARTS if name not in accuracies)
-    return f"Not trained yet: {missing}." if missing else ""
+    return f"Not trained yet: {', '.join(f'`{name}`' for name in names)}." if names else ""
 
 
 def _wrapped(text: str) -> str:

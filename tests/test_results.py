@@ -15,9 +15,15 @@ from jaxresnet.runs.files import write_whole
 RESULTS = Path(__file__).parent.parent / "results"
 
 
-def make_run(folder: Path, name: str, accuracies: list[float], average: float | None = None) -> None:
+def make_run(
+    folder: Path,
+    name: str,
+    accuracies: list[float],
+    average: float | None = None,
+    scale: recipe_parts.Scale = recipe_parts.SCALE,
+) -> None:
     folder.mkdir(parents=True)
-    write_whole(folder / "config.toml", dump_config(recipe_parts.make_config(name)))
+    write_whole(folder / "config.toml", dump_config(recipe_parts.make_config(name, scale)))
     lines = [
         {
             "epoch": epoch,
@@ -77,6 +83,22 @@ def test_the_parts_of_a_recipe_are_compared_by_seed(tmp_path: Path):
         "mixup",
         "cutmix",
     }
+
+
+def test_some_parts_are_compared_on_the_whole_network(tmp_path: Path):
+    whole = recipe_parts.Scale(divisor=1, epochs=2)
+    assert recipe_parts.make_config("recipe", whole).model.stage_channels == (64, 96, 128, 512)
+    make_run(tmp_path / "recipe" / "seed0", "recipe", [0.1, 0.7], scale=whole)
+    make_run(tmp_path / "double_rate" / "seed0", "double_rate", [0.1, 0.72], scale=whole)
+    arguments = ["table", "--workdir", str(tmp_path), "--output", str(tmp_path / "results")]
+    parts = ["--parts", "recipe", "double_rate", "cosine", "--width", "1", "--epochs", "2"]
+    recipe_parts.main([*arguments, *parts])
+    text = " ".join((tmp_path / "results" / "README.md").read_text().split())
+    assert "`configs/fast16.toml` at the whole width for 2 epochs of CIFAR-10" in text
+    assert "| double_rate | learning_rate 0.2 | 1 | 72.00 | +2.00 | |" in text
+    assert text.endswith("Not trained yet: `cosine`.")
+    with pytest.raises(UserError, match=r"found another .*model\.stem_channels"):
+        recipe_parts.main([*arguments, "--epochs", "2", "--parts", "recipe"])
 
 
 def test_the_table_of_parts_is_of_the_committed_runs(tmp_path: Path):

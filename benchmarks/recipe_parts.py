@@ -200,12 +200,13 @@ def write_table(workdir: Path, output: Path, parts: Collection[str] = PARTS, sca
         if spread
         else ""
     )
+    options = "" if scale == SCALE else f" --width {scale.divisor} --epochs {scale.epochs}"
     about = (
         f"`configs/{RECIPE}.toml` {WIDTHS[scale.divisor]} for {scale.epochs} epochs of CIFAR-10, with one part "
         f"changed. The accuracies are of {HELD_OUT:,} held-out training images after the last epoch, mean ± standard "
         "deviation over the seeds. The differences are to the recipe with the same seed, in points. "
         f"{errors}The recipe's own runs are in every difference, so the errors of the rows go together. The runs' "
-        "configurations and epochs are in [runs](runs). Made by `python benchmarks/recipe_parts.py`."
+        f"configurations and epochs are in [runs](runs). Made by `python benchmarks/recipe_parts.py{options}`."
     )
     missing = [name for name in parts if name not in accuracies]
     paragraphs = [about, as_markdown(rows), _of_statistics(output), _still_missing(missing)]

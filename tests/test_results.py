@@ -96,6 +96,7 @@ def test_some_parts_are_compared_on_the_whole_network(tmp_path: Path):
     text = " ".join((tmp_path / "results" / "README.md").read_text().split())
     assert "`configs/fast16.toml` at the whole width for 2 epochs of CIFAR-10" in text
     assert "| double_rate | learning_rate 0.2 | 1 | 72.00 | +2.00 | |" in text
+    assert "`python benchmarks/recipe_parts.py --width 1 --epochs 2`" in text
     assert text.endswith("Not trained yet: `cosine`.")
     with pytest.raises(UserError, match=r"found another .*model\.stem_channels"):
         recipe_parts.main([*arguments, "--epochs", "2", "--parts", "recipe"])
@@ -104,7 +105,10 @@ def test_some_parts_are_compared_on_the_whole_network(tmp_path: Path):
 def test_the_table_of_parts_is_of_the_committed_runs(tmp_path: Path):
     shutil.copy(RESULTS / "recipes" / "average_statistics.json", tmp_path)
     recipe_parts.write_table(RESULTS / "recipes" / "runs", tmp_path)
-    for name in ("README.md", "accuracies.json"):
+    (tmp_path / "whole").mkdir()
+    whole = ["recipe", "double_rate"], recipe_parts.Scale(divisor=1, epochs=4)
+    recipe_parts.write_table(RESULTS / "recipes" / "whole" / "runs", tmp_path / "whole", *whole)
+    for name in ("README.md", "accuracies.json", "whole/README.md", "whole/accuracies.json"):
         assert (tmp_path / name).read_text() == (RESULTS / "recipes" / name).read_text()
 
 

@@ -101,6 +101,14 @@ def test_ticks_stand_at_whole_epochs(tiny_plan: Plan, epochs: int):
         assert figure.axes[0].lines[0].get_marker() == "o"
 
 
+def test_the_decades_of_a_loss_are_labelled_in_full(tiny_plan: Plan):
+    figure = curves([made_up_group("a", [120.0, 1.0, 0.008], tiny_plan)], [LOSS], "loss")
+    figure.canvas.draw()
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert {"0.01", "0.1", "1", "10", "100"} <= set(labels)
+    assert "0.0" not in labels
+
+
 def test_every_run_is_in_the_legend_by_its_name(tiny_plan: Plan):
     bad = os.fsdecode(b"bad\xff\x1b")
     names = ["_old", "lr$_$1", "two\nlines", bad, "名字", "a" * 100]

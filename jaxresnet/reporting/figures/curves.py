@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, ScalarFormatter
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from jaxresnet.reporting.figures.drawing import COLOURS
 from jaxresnet.reporting.text import one_line
@@ -118,7 +118,7 @@ def _fit_axes(axis: Axes, *, logarithmic: bool, from_zero: bool) -> None:
     longest = max((int(x) for line in axis.lines for x in np.asarray(line.get_xdata())), default=1)
     if logarithmic and means and min(means) > 0 and max(means) > 20 * min(means):
         axis.set_yscale("log")
-        axis.yaxis.set_major_formatter(ScalarFormatter())
+        axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     if from_zero:
         axis.set_ylim(0, 1.05 * max(means, default=1.0))
     axis.set_xlim(0.5 if longest < 20 else 0, longest + 0.5)

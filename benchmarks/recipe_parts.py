@@ -104,6 +104,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--epochs", type=int, default=SCALE.epochs)
     args = parser.parse_args(argv)
     scale = Scale(args.width, args.epochs)
+    args.parts = dict.fromkeys(["recipe", *args.parts])  # every difference is to the recipe
     if args.action == "train":
         configs = args.workdir / "configs"
         configs.mkdir(parents=True, exist_ok=True)

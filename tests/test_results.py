@@ -91,7 +91,7 @@ def test_some_parts_are_compared_on_the_whole_network(tmp_path: Path):
     make_run(tmp_path / "recipe" / "seed0", "recipe", [0.1, 0.7], scale=whole)
     make_run(tmp_path / "double_rate" / "seed0", "double_rate", [0.1, 0.72], scale=whole)
     arguments = ["table", "--workdir", str(tmp_path), "--output", str(tmp_path / "results")]
-    parts = ["--parts", "recipe", "double_rate", "cosine", "--width", "1", "--epochs", "2"]
+    parts = ["--parts", "double_rate", "cosine", "--width", "1", "--epochs", "2"]
     recipe_parts.main([*arguments, *parts])
     text = " ".join((tmp_path / "results" / "README.md").read_text().split())
     assert "`configs/fast16.toml` at the whole width for 2 epochs of CIFAR-10" in text

@@ -1,6 +1,6 @@
 """Accuracy on CIFAR-10 against epochs and parameters: the paper's network as trained here, beside published results.
 
-    python benchmarks/accuracy.py results/paper results/paper_cooldown results/fast16
+    python benchmarks/accuracy.py results/paper results/paper_cooldown results/fast16 results/best40
 
 The arguments are folders of results: config.toml, evaluation.json, evaluation_best.json if it was made, and run.json
 for a run that began with another one's weights. What others published is in results/accuracy/published.json, with its

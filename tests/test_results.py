@@ -119,7 +119,7 @@ def test_a_run_with_other_settings_is_refused(tmp_path: Path):
 
 
 def test_the_table_of_accuracies_is_of_the_committed_runs():
-    names = ("paper", "paper_cooldown", "fast16")
+    names = ("paper", "paper_cooldown", "fast16", "best40")
     page = accuracy.page(
         accuracy.read_published(),
         [accuracy.read_run(RESULTS / name) for name in names],

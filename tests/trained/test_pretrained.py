@@ -14,7 +14,7 @@ from jaxresnet.trained.shipped import shipped_weights
 
 BATCH = 50
 
-pytestmark = pytest.mark.parametrize("name", ["paper", "paper_best", "fast16"], scope="module")
+pytestmark = pytest.mark.parametrize("name", ["paper", "paper_best", "fast16", "best40"], scope="module")
 
 
 @pytest.fixture(scope="module")

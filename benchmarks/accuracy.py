@@ -3,13 +3,14 @@
     python benchmarks/accuracy.py results/paper results/paper_cooldown results/fast16 results/best40
 
 The arguments are folders of results: config.toml, evaluation.json, evaluation_best.json if it was made, and run.json
-for a run that began with another one's weights. What others published is in results/accuracy/published.json, with its
-sources. Writes README.md and accuracy.png beside it.
+for a run that began with another one's weights. Their folders seed1, seed2 and so on have the same of other seeds. What
+others published is in results/accuracy/published.json, with its sources. Writes README.md and accuracy.png beside it.
 """
 
 import argparse
 import json
 import shlex
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,17 +21,20 @@ from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 from jaxresnet.errors import UserError, run_command
 from jaxresnet.network.describe import describe
 from jaxresnet.reporting.figures.drawing import COLOURS, render
-from jaxresnet.reporting.tables import as_markdown
+from jaxresnet.reporting.tables import as_markdown, mean_and_spread
 from jaxresnet.runs.files import write_whole
-from jaxresnet.runs.records import read_evaluation
-from jaxresnet.runs.workdir import Workdir
+from jaxresnet.runs.groups import RunGroup, group_runs, read_histories
+from jaxresnet.runs.records import EvaluationRecord, read_evaluation
 
 OUTPUT = Path(__file__).parent.parent / "results" / "accuracy"
 
 
 @dataclass(frozen=True)
 class Result:
-    """One trained network. Accuracies are in percent; `views` is that with test-time augmentation, of this kind."""
+    """One trained network, or the mean of several.
+
+    Accuracies are in percent; `views` is that with test-time augmentation, of this kind.
+    """
 
     name: str
     note: str
@@ -48,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("runs", type=Path, nargs="+", help="folders of results")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="folder to write to")
     args = parser.parse_args(argv)
-    published, ours = read_published(), [read_run(run) for run in args.runs]
+    published, ours = read_published(), [read_runs(run) for run in args.runs]
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "accuracy.png").write_bytes(render(lambda: draw(published, ours)))
     write_whole(args.output / "README.md", page(published, ours, shlex.join(argv)))
@@ -70,31 +74,50 @@ def read_published() -> list[Result]:
     ]
 
 
-def read_run(folder: Path) -> Result:
-    """The last step of a run.
+def read_runs(folder: Path) -> Result:
+    """The last step of a run, or the mean of it and of the same run with other seeds, in `folder`/seed1 and so on.
 
     The epochs of the run with whose weights it began, on the same data in the same batches, are counted as well. Raises
-    UserError if there is no evaluation, or it began with the weights of a file.
+    UserError if a run has no evaluation, if one differs in more than the seed, or if it began with the weights of a
+    file.
     """
-    workdir = Workdir(folder)
-    plan, record, initial = workdir.require_plan(), workdir.evaluation(), workdir.initial_weights()
-    if record is None:
-        raise UserError(f"{folder}: expected evaluation.json, found none")
+    groups = group_runs(read_histories([folder, *sorted(folder.glob("seed*"))]))
+    if len(groups) > 1:
+        raise UserError(f"{folder}: expected runs that differ in their seed only, found {len(groups)} kinds")
+    group = groups[0]
+    records = [history.evaluation() for history in group.histories]
+    evaluations = [record for record in records if record]
+    if len(evaluations) < len(records):
+        raise UserError(
+            f"{folder}: expected each run's evaluation.json, of its last step; found {len(evaluations)}"
+        )
+    plan, initial = group.histories[0].plan, group.histories[0].workdir.initial_weights()
     if initial and initial.step is None:
         raise UserError(f"{folder}: its epochs are not known, because its first weights were those of a file")
-    steps = (record.step or 0) + ((initial.step or 0) if initial else 0)
-    best = read_evaluation(workdir.evaluation_path("best"))
-    chosen = f"; best epoch {best.accuracy:.2%}, chosen on the {best.selected_on} set" if best else ""
-    views = (record.tta, 100 * record.tta_accuracy) if record.tta and record.tta_accuracy else None
+    steps = (evaluations[0].step or 0) + ((initial.step or 0) if initial else 0)
+    views = [record.tta_accuracy for record in evaluations if record.tta_accuracy is not None]
+    kinds = {record.tta for record in evaluations}
+    kind = kinds.pop() if len(kinds) == 1 else None  # views of different kinds have no common mean
     return Result(
         f"ours: {folder.name}",
-        f"seed {plan.config.seed}, last step{chosen}",
+        note_of(group, evaluations),
         f"[results/{folder.name}](../{folder.name})",
         sum(layer.parameters for layer in describe(plan)),
         round(steps * plan.config.batch_size / plan.train_examples, 1),
-        100 * record.accuracy,
-        views,
+        100 * statistics.mean(record.accuracy for record in evaluations),
+        (kind, 100 * statistics.mean(views)) if kind else None,
     )
+
+
+def note_of(group: RunGroup, evaluations: Sequence[EvaluationRecord]) -> str:
+    """The seeds, with the spread of several or the best epoch of one."""
+    seeds = ", ".join(str(history.config.seed) for history in group.histories)
+    if len(evaluations) > 1:
+        spread = mean_and_spread([record.accuracy for record in evaluations], 100)
+        return f"{spread} of seeds {seeds}, last step"
+    best = read_evaluation(group.histories[0].workdir.evaluation_path("best"))
+    chosen = f"; best epoch {best.accuracy:.2%}, chosen on the {best.selected_on} set" if best else ""
+    return f"seed {seeds}, last step{chosen}"
 
 
 def draw(published: Sequence[Result], ours: Sequence[Result]) -> Figure:

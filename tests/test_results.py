@@ -122,7 +122,47 @@ def test_the_table_of_accuracies_is_of_the_committed_runs():
     names = ("paper", "paper_cooldown", "fast16", "best40")
     page = accuracy.page(
         accuracy.read_published(),
-        [accuracy.read_run(RESULTS / name) for name in names],
+        [accuracy.read_runs(RESULTS / name) for name in names],
         " ".join(f"results/{name}" for name in names),
     )
     assert (RESULTS / "accuracy" / "README.md").read_text() == page
+
+
+def test_the_accuracy_of_several_seeds_is_their_mean(tmp_path: Path):
+    """The standard deviation of 92.1, 92.3 and 92.8 is sqrt((0.3 ** 2 + 0.1 ** 2 + 0.4 ** 2) / 2)."""
+    run = tmp_path / "fast16"
+    make_seed(run, 0, 0.921, "six", 0.928)
+    assert accuracy.read_runs(run).note == "seed 0, last step"
+    make_seed(run / "seed1", 1, 0.923, "six", 0.93)
+    make_seed(run / "seed2", 2, 0.928, "six", 0.935)
+    result = accuracy.read_runs(run)
+    assert result.note == "92.40 ± 0.36 of seeds 0, 1, 2, last step"
+    assert (result.name, result.epochs, result.parameters) == ("ours: fast16", 16, 4_985_386)
+    assert result.accuracy == pytest.approx(92.4)
+    assert result.views == ("six", pytest.approx(93.1))
+
+    make_seed(run / "seed2", 2, 0.928, "flip", 0.935)
+    assert accuracy.read_runs(run).views is None  # the mean of unlike views would be of nothing
+
+    (run / "seed2" / "evaluation.json").unlink()
+    with pytest.raises(UserError, match=r"expected each run's evaluation\.json, of its last step; found 2"):
+        accuracy.read_runs(run)
+    make_seed(run / "seed2", 2, 0.928, "six", 0.935, momentum=0.8)
+    with pytest.raises(UserError, match="expected runs that differ in their seed only, found 2 kinds"):
+        accuracy.read_runs(run)
+
+
+def make_seed(folder: Path, seed: int, plain: float, tta: str, views: float, momentum: float = 0.9) -> None:
+    """The records of results/fast16, with other accuracies."""
+    kept = RESULTS / "fast16"
+    folder.mkdir(exist_ok=True)
+    for name in ("dataset.json", "metrics.jsonl", "run.json"):
+        write_whole(folder / name, (kept / name).read_text())
+    settings = (kept / "config.toml").read_text()
+    settings = settings.replace("seed = 0", f"seed = {seed}").replace(
+        "momentum = 0.9", f"momentum = {momentum}"
+    )
+    write_whole(folder / "config.toml", settings)
+    record = json.loads((kept / "evaluation.json").read_text())
+    record |= {"accuracy": plain, "tta": tta, "tta_accuracy": views}
+    write_whole(folder / "evaluation.json", json.dumps(record))

@@ -77,6 +77,10 @@ class Ended:
         return (self.errors.strip().splitlines() or [""])[-1]
 
 
+def _to_stderr(line: str) -> None:
+    print(line, end="", file=sys.stderr, flush=True)
+
+
 def supervise(
     arguments: Sequence[str],
     *,
@@ -84,7 +88,7 @@ def supervise(
     stdout: IO[str] | None = None,
     pass_fds: Sequence[int] = (),
     poll: float | None = None,
-    tell: Callable[[str], object] = lambda line: print(line, end="", file=sys.stderr, flush=True),
+    tell: Callable[[str], object] = _to_stderr,
     folder: Path | None = None,
 ) -> Ended:
     """Run jaxresnet.train with `arguments` in its own process, to its end.
@@ -147,14 +151,22 @@ def _errors_of(process: "subprocess.Popen[str]", poll: float | None, tell: Calla
     return "".join(lines)
 
 
-def wait_until_free(workdir: Path, seconds: float = LOCK_SECONDS) -> None:
-    """Wait until no process trains in a folder, for at most `seconds`. Then jaxresnet.train will tell who does."""
-    until = time.monotonic() + seconds
+def wait_until_free(
+    workdir: Path, seconds: float = LOCK_SECONDS, tell: Callable[[str], object] = _to_stderr
+) -> None:
+    """Wait until no process trains in a folder, for at most `seconds`. Then jaxresnet.train will tell who does.
+
+    `tell` gets a line if it has to wait.
+    """
+    until, told = time.monotonic() + seconds, False
     while workdir.is_dir() and time.monotonic() < until:
         try:
             with lock_folder(workdir):
                 return
-        except FolderInUseError:
+        except FolderInUseError as error:
+            if not told:
+                tell(printable(f"waiting up to {seconds:g} s for {workdir}, in use by {error.holder}") + "\n")
+            told = True
             time.sleep(FREE_POLL_SECONDS)
         except (UserError, OSError):  # what is wrong with the folder, the run itself tells
             return

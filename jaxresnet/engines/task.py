@@ -30,16 +30,17 @@ def train_here(
     if folder and not folder.is_dir():
         missing = f"{folder}, to which init is relative, is not on {os.uname().nodename}"
         return 1, f"{missing}: name an absolute path"
-    wait_until_free(workdir)
-    with log.open("a", encoding="utf-8", buffering=1) as output, cores_for_a_run(cores) as held:
-        ended = supervise(
-            arguments,
-            stdout=output,
-            pass_fds=held,
-            poll=POLL_SECONDS,
-            tell=output.write,
-            folder=folder,
-        )
+    with log.open("a", encoding="utf-8", buffering=1) as output:
+        wait_until_free(workdir, tell=output.write)
+        with cores_for_a_run(cores) as held:
+            ended = supervise(
+                arguments,
+                stdout=output,
+                pass_fds=held,
+                poll=POLL_SECONDS,
+                tell=output.write,
+                folder=folder,
+            )
     if lost(ended):
         raise RunLost(f"exit code {ended.code}")
     return ended.code, ended.said

@@ -156,7 +156,11 @@ def write_to_disk(path: Path, mode: Literal["w", "a"], content: str | bytes) -> 
 
 
 class FolderInUseError(UserError):
-    """Another process holds the lock of a run's folder."""
+    """Another process, `holder`, holds the lock of a run's folder."""
+
+    def __init__(self, path: Path, holder: str):
+        super().__init__(f"{path} is in use by {holder}: wait for it or name another --workdir")
+        self.holder = holder
 
 
 @contextlib.contextmanager
@@ -177,9 +181,7 @@ def lock_folder(path: Path) -> Iterator[None]:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise FolderInUseError(
-                    f"{path} is in use by {_holder(path)}: wait for it or name another --workdir"
-                ) from None
+                raise FolderInUseError(path, _holder(path)) from None
 
         # The folder itself, because somebody may remove a file in it meanwhile. NFS cannot lock a folder.
         with contextlib.suppress(OSError):

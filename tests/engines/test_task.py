@@ -3,13 +3,16 @@
 import _thread
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 from unittest.mock import Mock
 
@@ -158,6 +161,17 @@ def test_only_a_run_that_was_ended_from_outside_starts_again(
     assert log.read_text() == "before\n" + ended.errors
 
 
+def test_a_run_that_waits_tells_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "seed0").mkdir()
+    log = tmp_path / "seed0.log"
+    log.touch()
+    monkeypatch.setattr(task, "supervise", Mock(return_value=Ended(1, "error: in use\n", [])))
+    monkeypatch.setattr(task, "wait_until_free", partial(wait_until_free, seconds=0.3))
+    with lock_folder(tmp_path / "seed0"):
+        assert train_here(["--workdir", str(tmp_path / "seed0")], 1, log) == (1, "error: in use")
+    assert log.read_text().startswith(f"waiting up to 0.3 s for {tmp_path / 'seed0'}, in use by process ")
+
+
 def test_a_machine_without_the_folder_trains_nothing(tmp_path: Path):
     code, said = train_here(["--workdir", str(tmp_path / "a")], 1, tmp_path / "a.log")
     assert code == 1
@@ -194,17 +208,24 @@ def test_what_a_run_says_is_told_at_once(tmp_path: Path, monkeypatch: pytest.Mon
     assert ended == Ended(0, "".join(told), [])
 
 
-def test_a_start_waits_for_a_run_that_still_saves(tmp_path: Path):
+def test_a_start_waits_for_a_run_that_still_saves(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     with ThreadPoolExecutor(1) as other:
         with lock_folder(tmp_path):
-            waiting = other.submit(wait_until_free, tmp_path)
+            told = SimpleQueue[str]()
+            waiting = other.submit(wait_until_free, tmp_path, tell=told.put)
             began = time.monotonic()
             wait_until_free(tmp_path, 0.3)
             assert 0.3 <= time.monotonic() - began < 5
             assert not waiting.done()
+            holder = f"process {os.getpid()} on {socket.gethostname()}"
+            assert told.get(timeout=60) == f"waiting up to 100 s for {tmp_path}, in use by {holder}\n"
+            assert capfd.readouterr().err == f"waiting up to 0.3 s for {tmp_path}, in use by {holder}\n"
         waiting.result(5)
+    assert told.empty()  # once, however long it waits
     with lock_folder(tmp_path):  # it does not keep the lock
         pass
+    wait_until_free(tmp_path)
+    assert capfd.readouterr().err == ""  # where nothing holds it, there is nothing to tell
 
 
 @pytest.mark.parametrize("problem", [UserError("no locks"), PermissionError()])

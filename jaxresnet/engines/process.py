@@ -165,8 +165,12 @@ def wait_until_free(
                 return
         except FolderInUseError as error:
             if not told:
-                tell(printable(f"waiting up to {seconds:g} s for {workdir}, in use by {error.holder}") + "\n")
-            told = True
+                told = True
+                with contextlib.suppress(OSError, ValueError):  # if nobody reads it, it waits all the same
+                    tell(
+                        printable(f"waiting up to {seconds:g} s for {workdir}, in use by {error.holder}")
+                        + "\n"
+                    )
             time.sleep(FREE_POLL_SECONDS)
         except (UserError, OSError):  # what is wrong with the folder, the run itself tells
             return

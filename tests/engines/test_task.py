@@ -212,7 +212,12 @@ def test_a_start_waits_for_a_run_that_still_saves(tmp_path: Path, capfd: pytest.
     with ThreadPoolExecutor(1) as other:
         with lock_folder(tmp_path):
             told = SimpleQueue[str]()
-            waiting = other.submit(wait_until_free, tmp_path, tell=told.put)
+
+            def tell(line: str) -> None:
+                told.put(line)
+                raise BrokenPipeError
+
+            waiting = other.submit(wait_until_free, tmp_path, tell=tell)
             began = time.monotonic()
             wait_until_free(tmp_path, 0.3)
             assert 0.3 <= time.monotonic() - began < 5

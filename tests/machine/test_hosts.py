@@ -216,7 +216,7 @@ def main(argv):
         (args.folder / str(peers.index)).write_text(json.dumps(said))
         print("this is said by process 0 alone")
         tell("all is well")
-        os.write(1, b"a library\\n[Gloo] Rank 0 is connected\\n5 peer ranks. Expected\\n\\n")
+        os.write(1, b"a library\\n[Gloo] Rank 0 is connected\\n5 peer ranks. Expected\\n5\\n12 is connected to 5\\n\\n")
         peers.barrier()
         if peers.index == 2:
             os.kill(os.getpid(), signal.SIGKILL)

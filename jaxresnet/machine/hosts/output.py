@@ -1,6 +1,7 @@
 """What the processes of one run print: process 0 speaks, the others tell their errors with their number."""
 
 import os
+import re
 import sys
 import threading
 from typing import Any, TextIO, cast
@@ -11,8 +12,9 @@ _DOOMED = ("coordination_service", "JAX distributed service")
 """JAX's engine says one of these on stderr, and twenty lines more, before it ends the process because another one is
 lost. `jaxresnet.machine.hosts.presence` tells that in one line."""
 
-_CONNECTING = ("[Gloo]", "peer ranks")
-"""gloo says one of these as it connects. Its threads write into each other's lines, so that one may lack the first."""
+_CONNECTING = re.compile(r"\[Gloo\]|peer ranks|^(\d| is connected to )+$")
+"""What gloo says as it connects: "[Gloo] Rank 0 is connected to 5 peer ranks. …: 5". It writes words, numbers and the
+line's end one after the other, and its threads into each other's lines, so that a number may be all there is of one."""
 
 
 class Output:
@@ -60,5 +62,5 @@ class Output:
         with open(read, encoding="utf-8", errors="backslashreplace") as lines:
             for line in lines:
                 doomed = doomed or any(words in line for words in _DOOMED)
-                if not doomed and line.strip() and not any(words in line for words in _CONNECTING):
+                if not doomed and line.strip() and not _CONNECTING.search(line):
                     tell(line.rstrip("\n"))
